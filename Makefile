@@ -1,0 +1,43 @@
+# Two commands for a fresh clone: `make demo` and `make test`. Both set up .venv by themselves.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+QUIET_PIP := --quiet --disable-pip-version-check
+
+# What `make demo` uses; leave CORPUS and SQUAD_* empty for the docstring corpus.
+DEMO_DIR ?= demo
+CORPUS ?=
+SQUAD_TRAIN ?=
+SQUAD_DEV ?=
+
+.PHONY: demo test lint format clean
+
+demo: $(INSTALLED)
+	@$(BIN)/python -m official_bert.demo --work_dir='$(DEMO_DIR)' --corpus='$(CORPUS)' \
+		--squad_train='$(SQUAD_TRAIN)' --squad_dev='$(SQUAD_DEV)'
+
+test: $(INSTALLED) lint
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(INSTALLED)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(DEMO_DIR) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The stamp is written last, so an interrupted installation is begun again.
+$(INSTALLED): constraints.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 \
+	or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "setting up $(VENV) (once; about 2 minutes and 4 GB)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install $(QUIET_PIP) --constraint constraints.txt --editable '.[bert,dev]'
+	@touch $@

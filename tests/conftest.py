@@ -1,0 +1,30 @@
+"""One TensorFlow set-up for the whole suite: two logical CPUs, fixed seeds, quiet logs."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import keras
+import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real corpora beside the checkout; tests that need it skip elsewhere."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"real corpora are absent: {SHARED_DATA} is not a folder")
+    return SHARED_DATA
