@@ -1,0 +1,142 @@
+"""Runs an optimizer of either Keras over given gradients, in each way a step can be executed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+import tf_lans.keras3
+import tf_lans.tf_keras
+
+KERASES = ("keras3", "tf_keras")
+MODES = ("eager", "graph", "xla", "mirrored", "mirrored_eager")
+PACKAGES = {"keras3": tf_lans.keras3, "tf_keras": tf_lans.tf_keras}
+BASES = {"keras3": keras, "tf_keras": tf_keras}
+
+
+@functools.cache
+def two_replicas() -> tf.distribute.MirroredStrategy:
+    """One strategy for the whole process: two would mix up their collectives' keys."""
+    return tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
+def variable(which: str, value: np.ndarray, name: str, **arguments: Any) -> Any:
+    if which == "keras3":
+        return keras.Variable(value, dtype=str(value.dtype), name=name, **arguments)
+    return tf.Variable(value, name=name, **arguments)
+
+
+def number(value: Any) -> int:
+    """The value of a scalar variable of either Keras, mirrored or not."""
+    return int(value.numpy())
+
+
+class Run:
+    """An optimizer, its variables and a step function in one execution mode."""
+
+    def __init__(
+        self,
+        which: str,
+        optimizer: str,
+        values: Sequence[np.ndarray],
+        mode: str = "eager",
+        variable_arguments: dict | None = None,
+        **arguments: Any,
+    ) -> None:
+        self.mirrored = mode.startswith("mirrored")
+        scope = two_replicas().scope() if self.mirrored else contextlib.nullcontext()
+        with scope:
+            self.variables = [
+                variable(which, np.asarray(value), f"block_{index}", **(variable_arguments or {}))
+                for index, value in enumerate(values)
+            ]
+            self.optimizer = getattr(PACKAGES[which], optimizer)(**arguments)
+            self.optimizer.build(self.variables)
+        step = self._distributed if self.mirrored else self._apply
+        if mode in ("graph", "mirrored"):
+            step = tf.function(step)
+        elif mode == "xla":
+            step = tf.function(step, jit_compile=True)
+        self._step = step
+
+    def _apply(self, gradients: Sequence[Any]) -> None:
+        self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
+
+    def _distributed(self, gradients: Sequence[Any], second: Sequence[Any]) -> None:
+        def replica_values(context: tf.distribute.ReplicaContext) -> list[Any]:
+            return list(gradients if context.replica_id_in_sync_group == 0 else second)
+
+        strategy = two_replicas()
+        values = [
+            strategy.experimental_distribute_values_from_function(
+                lambda context, i=i: replica_values(context)[i]
+            )
+            for i in range(len(gradients))
+        ]
+        strategy.run(self._apply, args=(values,))
+
+    def step(self, gradients: Sequence[Any], second: Sequence[Any] | None = None) -> None:
+        """One step on the gradient of the global batch.
+
+        Under two replicas its parts are unequal and sum to it; `second` gives the second
+        replica's part instead.
+        """
+        if not self.mirrored:
+            total = gradients
+            if second is not None:
+                total = [one + two for one, two in zip(gradients, second, strict=True)]
+            self._step([tf.convert_to_tensor(each) for each in total])
+            return
+        if second is None:
+            second = [-2 * each for each in gradients]
+            gradients = [3 * each for each in gradients]
+        self._step(
+            [tf.convert_to_tensor(each) for each in gradients],
+            [tf.convert_to_tensor(each) for each in second],
+        )
+
+    def values(self) -> list[np.ndarray]:
+        return [np.array(each.numpy()) for each in self.variables]
+
+    def replica_values(self) -> list[list[np.ndarray]]:
+        """Each replica's own copy of each variable."""
+        natives = [
+            each.value if isinstance(each, keras.Variable) else each for each in self.variables
+        ]
+        return [
+            [np.array(copy) for copy in two_replicas().experimental_local_results(native)]
+            for native in natives
+        ]
+
+
+def start_values(
+    seed: int = 0, shapes: Sequence[tuple[int, ...]] = ((7, 5), (4,), (), (3, 2, 4), (1, 6))
+) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [np.asarray(generator.normal(size=shape) * 0.5) for shape in shapes]
+
+
+def gradient_steps(
+    values: Sequence[np.ndarray], steps: int, seed: int = 1
+) -> list[list[np.ndarray]]:
+    """Gradients that drift, so that momentum means something, each block at its own scale."""
+    generator = np.random.default_rng(seed)
+    drift = [generator.normal(size=value.shape) for value in values]
+    return [
+        [
+            np.asarray(
+                10.0 ** (index % 3 - 1) * (base + generator.normal(size=base.shape)), value.dtype
+            )
+            for index, (base, value) in enumerate(zip(drift, values, strict=True))
+        ]
+        for _ in range(steps)
+    ]

@@ -1,0 +1,212 @@
+"""Arguments validated, patterns matched, tables printed, imports lazy, recipes as published."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import tf_lans
+from tests.optimizer import harness
+from tf_lans import block_selection, recipes
+
+BOTH = pytest.mark.parametrize("which", harness.KERASES)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"learning_rate": -1.0}, ValueError, "learning_rate=-1.0 is negative"),
+        ({"learning_rate": "0.1"}, TypeError, "is a str"),
+        ({"learning_rate": None}, TypeError, "is a NoneType"),
+        ({"beta_1": 1.0}, ValueError, r"beta_1=1.0: expected a number in \[0, 1\)"),
+        ({"beta_2": True}, TypeError, "beta_2=True is a bool"),
+        ({"beta_2": -0.1}, ValueError, "beta_2=-0.1"),
+        ({"epsilon": 0.0}, ValueError, "epsilon=0.0"),
+        ({"epsilon": None}, TypeError, "epsilon=None"),
+        ({"weight_decay": float("nan")}, ValueError, "not finite"),
+        ({"weight_decay": -0.01}, ValueError, "weight_decay=-0.01"),
+        ({"exclude_from_weight_decay": "bias"}, TypeError, "a list of regular expressions"),
+        ({"exclude_from_weight_decay": ["["]}, ValueError, "no regular expression"),
+        ({"exclude_from_layer_adaptation": [""]}, ValueError, "matches every block"),
+        ({"exclude_from_layer_adaptation": [1]}, TypeError, "holds 1, no string"),
+        ({"weight_norm_bounds": (2, 1)}, ValueError, "lower <= upper"),
+        ({"weight_norm_bounds": 1.0}, TypeError, "weight_norm_bounds=1.0"),
+        ({"nesterov": 1}, TypeError, "expected True or False"),
+        ({"skip_nonfinite": "yes"}, TypeError, "expected True or False"),
+        ({"nonsense": 1}, (TypeError, ValueError), "nonsense"),
+    ],
+)
+def test_bad_arguments_are_refused(which: str, arguments: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        harness.PACKAGES[which].LANS(**arguments)
+
+
+@BOTH
+def test_whole_numbers_and_numpy_numbers_are_numbers(which: str) -> None:
+    optimizer = harness.PACKAGES[which].LANS(1, np.float32(0.5), weight_decay=0)
+    assert float(optimizer.learning_rate.numpy()) == 1.0
+    assert (optimizer.beta_1, optimizer.weight_decay) == (0.5, 0.0)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["LANS", "LAMB", "BlockNormalizedAdamW"])
+def test_configuration_keeps_every_argument(which: str, name: str) -> None:
+    package, base = harness.PACKAGES[which], harness.BASES[which]
+    arguments = {
+        "learning_rate": package.WarmupConstantDecay(0.5, 20, 2, 3),
+        "beta_1": 0.8,
+        "beta_2": 0.99,
+        "epsilon": 1e-5,
+        "weight_decay": 0.2,
+        "exclude_from_weight_decay": ["bias", "gamma"],
+        "skip_nonfinite": False,
+        "jit_compile": False,
+        "name": "mine",
+        "clipnorm": 2.0,
+        "use_ema": True,
+        "ema_momentum": 0.5,
+        "ema_overwrite_frequency": 7,
+    }
+    if which == "keras3":
+        arguments |= {"gradient_accumulation_steps": 3, "loss_scale_factor": 8.0}
+    if name != "BlockNormalizedAdamW":
+        arguments |= {"exclude_from_layer_adaptation": [], "weight_norm_bounds": (0.0, 10.0)}
+    if name == "LANS":
+        arguments |= {"normalize_gradients": False, "nesterov": False}
+    optimizer = getattr(package, name)(**arguments)
+    for again in (
+        type(optimizer).from_config(optimizer.get_config()),
+        base.optimizers.deserialize(base.optimizers.serialize(optimizer)),
+    ):
+        assert type(again) is type(optimizer)
+        assert again.get_config() == optimizer.get_config()
+        assert again.hyperparameters == optimizer.hyperparameters
+        config = again.get_config()
+        for key in arguments.keys() - {"learning_rate", "weight_norm_bounds"}:
+            assert config[key] == arguments[key], key
+
+
+@BOTH
+def test_none_and_empty_lists_stay_what_they_are(which: str) -> None:
+    make = harness.PACKAGES[which].LANS
+    assert make().get_config()["exclude_from_weight_decay"] is None
+    config = make(exclude_from_weight_decay=[], exclude_from_layer_adaptation=[]).get_config()
+    assert config["exclude_from_weight_decay"] == config["exclude_from_layer_adaptation"] == []
+
+
+@BOTH
+def test_the_inherited_exclusion_method_adds_to_the_patterns(which: str) -> None:
+    package, start = harness.PACKAGES[which], harness.start_values()
+    variables = [
+        harness.variable(which, value.astype(np.float32), f"block_{index}")
+        for index, value in enumerate(start)
+    ]
+    optimizer = package.LANS(exclude_from_weight_decay=["block_0"])
+    optimizer.exclude_from_weight_decay(var_list=[variables[2]], var_names=["_3$"])
+    again = package.LANS.from_config(optimizer.get_config())
+    for each in (optimizer, again):
+        table = tf_lans.describe(each, variables)
+        assert [row.decays for row in table] == [False, True, False, False, True]
+    optimizer.build(variables)
+    with pytest.raises(ValueError, match="after the optimizer was built"):
+        optimizer.exclude_from_weight_decay(var_names=["block_4"])
+
+
+@BOTH
+def test_patterns_that_match_nothing_are_named_once(which: str, recwarn) -> None:
+    arguments = {
+        "exclude_from_weight_decay": ["block_1", "gamma", "beta"],
+        "exclude_from_layer_adaptation": ["block"],
+    }
+    run = harness.Run(which, "LANS", [np.ones(2, np.float32)] * 2, **arguments)
+    run.step([np.ones(2, np.float32)] * 2)
+    messages = [str(each.message) for each in recwarn if "matches none" in str(each.message)]
+    assert len(messages) == 1
+    assert "'gamma', 'beta'" in messages[0]
+    assert "block_1" not in messages[0]
+
+
+@BOTH
+def test_names_under_a_strategy_have_no_replica_suffix(which: str) -> None:
+    run = harness.Run(which, "LANS", [np.ones(2, np.float32)], "mirrored")
+    assert list(run.optimizer.trust_ratios()) == ["block_0"]
+    assert block_selection.block_path(run.variables[0]) == "block_0"
+
+
+@BOTH
+def test_describe_prints_a_table_and_refuses_strangers(which: str) -> None:
+    base = harness.BASES[which]
+    model = base.Sequential([base.layers.Dense(4, name="dense")])
+    optimizer = harness.PACKAGES[which].LANS(exclude_from_layer_adaptation=["bias"])
+    with pytest.raises(ValueError, match="build"):
+        tf_lans.describe(optimizer, model)
+    model.build((None, 3))
+    table = tf_lans.describe(optimizer, model)
+    assert [row[1:] for row in table] == [((3, 4), True, True), ((4,), True, False)]
+    lines = str(table).splitlines()
+    assert lines[0].split() == ["block", "shape", "decays", "adapts"]
+    assert lines[2].split()[-2:] == ["yes", "no"]
+    with pytest.raises(TypeError, match="SGD"):
+        tf_lans.describe(base.optimizers.SGD(), model)
+
+
+def run_python(code: str, **environment: str) -> str:
+    completed = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
+
+
+def test_importing_the_package_imports_no_framework() -> None:
+    code = (
+        "import sys, tf_lans, tf_lans.recipes; tf_lans.describe\n"
+        "print(sorted({'tensorflow', 'keras', 'tf_keras', 'official'} & set(sys.modules)))"
+    )
+    assert run_python(code).strip() == "[]"
+
+
+@pytest.mark.parametrize(("legacy", "adapter"), [("0", "keras3"), ("1", "tf_keras")])
+def test_the_class_is_the_one_for_tf_keras(legacy: str, adapter: str) -> None:
+    code = (
+        "import tf_lans; first = tf_lans.LANS\n"
+        "import tensorflow as tf\n"
+        "assert tf_lans.LANS is first\n"
+        "assert isinstance(tf_lans.LANS(), tf.keras.optimizers.Optimizer)\n"
+        "schedules = tf.keras.optimizers.schedules\n"
+        "assert issubclass(tf_lans.WarmupConstantDecay, schedules.LearningRateSchedule)\n"
+        "print(first.__module__)"
+    )
+    assert run_python(code, TF_USE_LEGACY_KERAS=legacy).strip() == f"tf_lans.{adapter}"
+
+
+def test_unknown_names_are_no_attributes() -> None:
+    with pytest.raises(AttributeError, match="LION"):
+        _ = tf_lans.LION
+
+
+def test_recipes_are_the_published_ones() -> None:
+    lans, lamb = recipes.LANS_96K_33K, recipes.LAMB_64K_32K
+    assert lans.phase1.schedule_arguments() == {
+        "peak_learning_rate": 0.00675,
+        "total_steps": 3519,
+        "warmup_steps": 1500,
+        "constant_steps": 963,
+    }
+    assert lans.phase2.schedule_arguments()["warmup_steps"] == 150
+    assert lans.phase2.schedule_arguments()["constant_steps"] == 84
+    assert (lans.phase1.global_batch_size, lans.phase2.global_batch_size) == (98_304, 33_792)
+    assert lamb.phase1.schedule_arguments()["warmup_steps"] == 2000
+    assert lamb.phase2.schedule_arguments()["warmup_steps"] == 200
+    for recipe in (lans, lamb):
+        optimizer = recipe.create_optimizer(recipe.phase2, exclude_from_weight_decay=["bias"])
+        assert type(optimizer).__name__ == recipe.optimizer
+        assert optimizer.get_config()["exclude_from_weight_decay"] == ["bias"]
+        assert optimizer.weight_decay == 0.01

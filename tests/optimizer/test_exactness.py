@@ -1,0 +1,130 @@
+"""Every optimizer, in both Kerases and every way to run a step, against float64 NumPy."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import reference
+from tests.optimizer import harness
+
+STEPS = 50
+ALGORITHMS = {"LANS": "lans", "LAMB": "lamb", "BlockNormalizedAdamW": "block_normalized_adamw"}
+# float32: 50 steps of relative rounding 6e-8, amplified by the ratios and the moments' history.
+FLOAT32_TOLERANCE = 2e-4
+FLOAT64_TOLERANCE = 1e-10
+LEARNING_RATE = float(np.float32(0.01))  # Keras stores the rate in float32
+
+CASES = [("LANS", mode) for mode in harness.MODES]
+CASES += [
+    (name, mode) for name in ("LAMB", "BlockNormalizedAdamW") for mode in ("graph", "mirrored")
+]
+
+
+@pytest.mark.parametrize("which", harness.KERASES)
+@pytest.mark.parametrize(("name", "mode"), CASES)
+def test_fifty_steps_follow_the_reference(which: str, name: str, mode: str) -> None:
+    doubles = harness.start_values()
+    singles = [value.astype(np.float32) for value in doubles]
+    start = singles + doubles
+    run = harness.Run(which, name, start, mode, learning_rate=0.01)
+    expected = reference.Reference(ALGORITHMS[name], start)
+    for gradients in harness.gradient_steps(start, STEPS):
+        run.step(gradients)
+        expected.step(gradients, LEARNING_RATE)
+
+    got, half = run.values(), len(singles)
+    assert [value.dtype for value in got] == [value.dtype for value in start]
+    error = reference.relative_error(got[:half], expected.values[:half], start[:half])
+    assert error <= FLOAT32_TOLERANCE
+    error = reference.relative_error(got[half:], expected.values[half:], start[half:])
+    assert error <= FLOAT64_TOLERANCE
+    assert harness.number(run.optimizer.iterations) == STEPS
+    if name != "BlockNormalizedAdamW":
+        ratios = [float(ratio) for ratio in run.optimizer.trust_ratios().values()]
+        assert len(ratios) == len(start)
+        wanted = [expected.trust_ratio(index) for index in range(len(start))]
+        np.testing.assert_allclose(ratios, wanted, rtol=2e-3)
+        if not run.mirrored:
+            in_graph = tf.function(run.optimizer.trust_ratios)()
+            np.testing.assert_allclose(list(in_graph.values()), ratios, rtol=1e-5)
+
+
+@pytest.mark.parametrize("which", harness.KERASES)
+def test_patterns_and_bounds_follow_the_reference(which: str) -> None:
+    start = [value.astype(np.float32) for value in harness.start_values()]
+    run = harness.Run(
+        which,
+        "LANS",
+        start,
+        "graph",
+        learning_rate=0.01,
+        weight_decay=0.1,
+        exclude_from_weight_decay=["block_[14]$"],
+        exclude_from_layer_adaptation=["block_[34]$"],
+        weight_norm_bounds=(0.5, 1.0),
+    )
+    expected = reference.Reference(
+        "lans",
+        start,
+        weight_decay=0.1,
+        decays=[True, False, True, True, False],
+        adapts=[True, True, True, False, False],
+        weight_norm_bounds=(0.5, 1.0),
+    )
+    for gradients in harness.gradient_steps(start, STEPS):
+        run.step(gradients)
+        expected.step(gradients, LEARNING_RATE)
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
+    assert len(run.optimizer.trust_ratios()) == 3
+
+
+@pytest.mark.parametrize("which", harness.KERASES)
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_without_xla_programs_the_numbers_are_the_same(which: str, mode: str) -> None:
+    start = [value.astype(np.float32) for value in harness.start_values()]
+    runs = [
+        harness.Run(which, "LANS", start, mode, learning_rate=0.01, jit_compile=jit)
+        for jit in (True, False)
+    ]
+    for gradients in harness.gradient_steps(start, 10):
+        for run in runs:
+            run.step(gradients)
+    assert reference.relative_error(runs[0].values(), runs[1].values(), start) <= FLOAT32_TOLERANCE
+
+
+@pytest.mark.parametrize("which", harness.KERASES)
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_lans_without_its_two_ideas_is_lamb_bit_for_bit(which: str, mode: str) -> None:
+    start = [value.astype(np.float32) for value in harness.start_values()]
+    lans = harness.Run(which, "LANS", start, mode, normalize_gradients=False, nesterov=False)
+    lamb = harness.Run(which, "LAMB", start, mode)
+    for gradients in harness.gradient_steps(start, 10):
+        lans.step(gradients)
+        lamb.step(gradients)
+    for one, other in zip(lans.values(), lamb.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("which", harness.KERASES)
+def test_lamb_without_adaptation_is_adamw(which: str) -> None:
+    start = [value.astype(np.float32) for value in harness.start_values()]
+    arguments = {"learning_rate": 0.01, "exclude_from_layer_adaptation": ["block"]}
+    run = harness.Run(which, "LAMB", start, "graph", **arguments)
+    expected = reference.Reference("adamw", start)
+    for gradients in harness.gradient_steps(start, STEPS):
+        run.step(gradients)
+        expected.step(gradients, LEARNING_RATE)
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
+
+
+def test_a_large_block_keeps_its_digits() -> None:
+    """A running float32 sum over 4 million equal squares would be off by far more than 1e-5."""
+    start = [np.full((4096, 1024), 0.01, np.float32)]
+    gradients = [np.ones((4096, 1024), np.float32)]
+    run = harness.Run("tf_keras", "LANS", start, "graph", learning_rate=0.01, weight_decay=0.0)
+    expected = reference.Reference("lans", start, weight_decay=0.0)
+    run.step(gradients)
+    expected.step(gradients, LEARNING_RATE)
+    ratio = float(next(iter(run.optimizer.trust_ratios().values())))
+    np.testing.assert_allclose(ratio, expected.trust_ratio(0), rtol=1e-5)
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE

@@ -1,0 +1,40 @@
+"""Large-batch optimizers for Keras: LANS, LAMB and AdamW on block-normalized gradients.
+
+The names here are the classes for whatever `tf.keras` is; `tf_lans.keras3` and
+`tf_lans.tf_keras` name one Keras explicitly. Importing this package imports neither: each name
+is resolved when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+_OF_EITHER_KERAS = ("LANS", "LAMB", "BlockNormalizedAdamW", "WarmupConstantDecay")
+
+__all__ = [*_OF_EITHER_KERAS, "describe", "keras3", "recipes", "tf_keras"]
+
+
+def _keras_module() -> str:
+    """The adapter for what `tf.keras` is, or will be once TensorFlow is imported."""
+    if "tensorflow" in sys.modules:
+        home = sys.modules["tensorflow"].keras.optimizers.Optimizer.__module__
+        return "keras3" if home.split(".")[0] == "keras" else "tf_keras"
+    legacy = os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True")
+    return "tf_keras" if legacy else "keras3"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OF_EITHER_KERAS:
+        return getattr(importlib.import_module(f"tf_lans.{_keras_module()}"), name)
+    if name in ("keras3", "recipes", "tf_keras"):
+        return importlib.import_module(f"tf_lans.{name}")
+    if name == "describe":
+        return importlib.import_module("tf_lans.block_selection").describe
+    raise AttributeError(f"module 'tf_lans' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,178 @@
+"""The XLA programs that update all blocks of a model, one program per distinct block shape.
+
+TensorFlow only; both Kerases come here. A program reads and writes the variables in place,
+through their resource handles, so that nothing is copied at the assignment and any wrapper
+(mirrored, auto-cast) works. Inside a step that the user compiles as a whole, the programs
+dissolve into it. They hold no collective: `distributed_update` brings the gradient all-reduced.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
+
+from tf_lans import update_rules
+from tf_lans.hyperparameters import Hyperparameters, LayerAdaptiveHyperparameters
+from tf_lans.update_rules import Block, Step, Treatment, Updated
+
+NAMESPACE = types.SimpleNamespace(
+    sqrt=tf.sqrt,
+    square=tf.square,
+    where=tf.where,
+    expm1=tf.math.expm1,
+    maximum=tf.maximum,
+    minimum=tf.minimum,
+)
+
+
+def compute_dtype(dtype: Any) -> tf.DType:
+    """float64 for float64 variables, float32 for every other."""
+    return tf.float64 if tf.as_dtype(dtype) == tf.float64 else tf.float32
+
+
+def stored_dtype(variable: tf.Variable) -> tf.DType:
+    """The dtype that the variable is stored in, auto-cast or not."""
+    return tf.as_dtype(getattr(variable, "true_dtype", variable.dtype))
+
+
+def dense(gradient: Any) -> tf.Tensor:
+    """The gradient as a dense tensor; the values of duplicate indices are summed."""
+    return tf.convert_to_tensor(gradient)
+
+
+def plain_sums(*arrays: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """The sum of each array."""
+    return tuple(tf.reduce_sum(array) for array in arrays)
+
+
+def single_pass_sums(*arrays: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """The sum of each array, in one pass over memory where XLA compiles it.
+
+    Rows are summed first, then the row sums: one running float32 sum over a large embedding
+    would lose three digits.
+    """
+    if arrays[0].shape.rank < 1 or arrays[0].shape.num_elements() == 0:
+        return plain_sums(*arrays)
+    add = _adder(len(arrays), arrays[0].dtype)
+    zeros = [tf.zeros([], arrays[0].dtype)] * len(arrays)
+    row_sums = xla.variadic_reduce(arrays, zeros, (arrays[0].shape.rank - 1,), add)
+    return plain_sums(*row_sums)
+
+
+@functools.cache
+def _adder(count: int, dtype: tf.DType) -> Any:
+    def add(*terms: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return tuple(left + right for left, right in zip(terms[:count], terms[count:], strict=True))
+
+    return tf.function(add).get_concrete_function(*[tf.TensorSpec([], dtype)] * (2 * count))
+
+
+def squared_norm(gradient: tf.Tensor) -> tf.Tensor:
+    """||g||^2 in float32, or float64 for a float64 gradient: one parallel pass over memory."""
+    return 2.0 * tf.nn.l2_loss(tf.cast(gradient, compute_dtype(gradient.dtype)))
+
+
+def kept(finite: tf.Tensor | None, new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
+    """The new value where `finite` holds, else the old; the new one where nothing is asked."""
+    return new if finite is None else tf.where(finite, new, old)
+
+
+@functools.cache
+def block_program(
+    rule: Callable[..., Updated],
+    settings: Hyperparameters,
+    treatment: Treatment,
+    shape: tuple[int, ...],
+    dtype: tf.DType,
+) -> Callable[..., None]:
+    """The program of one kind of block: it reads and assigns x, m and v.
+
+    Args:
+        rule: a function of `update_rules`.
+        settings: the optimizer's hyper-parameters, constants of the program.
+        treatment: the blocks' flags.
+        shape: the blocks' shape.
+        dtype: the variables' dtype; m and v are float32, or float64 for float64.
+
+    Returns:
+        A function of the handles of x, m, v, of the gradient, and of the scalars learning_rate,
+        number, squared_norm, clip and finite; see `kept` for the last.
+    """
+    state_dtype = compute_dtype(dtype)
+    sums = single_pass_sums if settings.jit_compile else plain_sums
+
+    def update(
+        x_handle: tf.Tensor,
+        m_handle: tf.Tensor,
+        v_handle: tf.Tensor,
+        gradient: tf.Tensor,
+        learning_rate: tf.Tensor,
+        number: tf.Tensor,
+        squared: tf.Tensor,
+        clip: tf.Tensor,
+        finite: tf.Tensor | None,
+    ) -> None:
+        stored = Updated(
+            _read(x_handle, shape, dtype),
+            _read(m_handle, shape, state_dtype),
+            _read(v_handle, shape, state_dtype),
+        )
+        scalars = (learning_rate, number, squared, clip)
+        block = Block(*stored, gradient)
+        updated = rule(
+            NAMESPACE,
+            sums,
+            Block(*(tf.cast(array, state_dtype) for array in block)),
+            Step(*(tf.cast(scalar, state_dtype) for scalar in scalars)),
+            treatment,
+            settings,
+        )
+        for handle, new, old in zip((x_handle, m_handle, v_handle), updated, stored, strict=True):
+            value = kept(finite, tf.cast(new, old.dtype), old)
+            tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+
+    return _compiled(update) if settings.jit_compile else update
+
+
+@functools.cache
+def ratio_program(
+    settings: LayerAdaptiveHyperparameters,
+    treatment: Treatment,
+    shape: tuple[int, ...],
+    dtype: tf.DType,
+) -> Callable[..., tf.Tensor]:
+    """The program that reads x, m and v of one kind of block and returns its trust ratio.
+
+    Arguments as in `block_program`. Returns a function of the three handles and of t.
+    """
+    state_dtype = compute_dtype(dtype)
+    sums = single_pass_sums if settings.jit_compile else plain_sums
+
+    def ratio(
+        x_handle: tf.Tensor, m_handle: tf.Tensor, v_handle: tf.Tensor, number: tf.Tensor
+    ) -> tf.Tensor:
+        state = Updated(
+            tf.cast(_read(x_handle, shape, dtype), state_dtype),
+            _read(m_handle, shape, state_dtype),
+            _read(v_handle, shape, state_dtype),
+        )
+        value = update_rules.momentum_trust_ratio(
+            NAMESPACE, sums, state, tf.cast(number, state_dtype), treatment, settings
+        )
+        return tf.cast(value, tf.float32)
+
+    return _compiled(ratio) if settings.jit_compile else ratio
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+def _read(handle: tf.Tensor, shape: tuple[int, ...], dtype: tf.DType) -> tf.Tensor:
+    value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+    return tf.ensure_shape(value, shape)
