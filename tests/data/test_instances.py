@@ -1,0 +1,162 @@
+"""Segment pairs: BERT's invariants, its truncation, partners from other documents."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfrecords import instances
+
+_SENTENCE_BITS = 12
+
+
+def make_documents(num_documents: int, seed: int, longest: int = 20) -> instances.Documents:
+    """Documents whose every token id tells its document and sentence."""
+    draw = random.Random(seed)
+    counts = [draw.randint(1, 25) for _ in range(num_documents)]
+    lengths = [draw.randint(1, longest) for _ in range(sum(counts))]
+    owners = np.repeat(np.arange(num_documents), counts)
+    locals_ = np.concatenate([np.arange(count) for count in counts])
+    return instances.Documents(
+        ids=np.repeat(owners << _SENTENCE_BITS | locals_, lengths).astype(np.int32),
+        sentence_lengths=np.array(lengths, np.int32),
+        sentence_counts=np.array(counts, np.int32),
+        keys=np.array([draw.getrandbits(64) for _ in range(num_documents)], np.uint64),
+    )
+
+
+def cut(documents: instances.Documents, duplicate: int = 0, **changes: float) -> list[tuple]:
+    """All pairs as (ids of A, ids of B, random_next)."""
+    options = {"seq_length": 64, "seed": 3, "short_seq_prob": 0.1, **changes}
+    spans = instances.segment_pairs(documents, duplicate=duplicate, **options)
+    pairs = spans.gather(documents.ids, np.arange(len(spans)))
+    assert len(set(pairs.example_ids.tolist())) == len(pairs)
+    lengths = np.stack([pairs.first_lengths, pairs.second_lengths], 1).ravel()
+    parts = np.split(pairs.ids, np.cumsum(lengths))[:-1]
+    return list(zip(parts[0::2], parts[1::2], pairs.random_next.tolist(), strict=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 12), st.integers(0, 1000), st.sampled_from([16, 33, 64, 200]))
+def test_invariants(num_documents: int, seed: int, seq_length: int) -> None:
+    documents = make_documents(num_documents, seed)
+    for first, second, random_next in cut(documents, seq_length=seq_length):
+        assert len(first) >= 1
+        assert len(second) >= 1
+        assert len(first) + len(second) <= seq_length - 3
+        first_owners, second_owners = first >> _SENTENCE_BITS, second >> _SENTENCE_BITS
+        assert len(set(first_owners.tolist())) == len(set(second_owners.tolist())) == 1
+        assert (first_owners[0] != second_owners[0]) == bool(random_next)
+        assert (np.diff(first) >= 0).all()
+        assert (np.diff(second) >= 0).all()
+        if not random_next:
+            # B begins within the sentence after A's last, unless truncation ate sentences between.
+            assert second[0] > first[-1]
+
+
+def test_every_sentence_is_used() -> None:
+    documents = make_documents(50, seed=1, longest=5)
+    used = {int(token) for first, second, _ in cut(documents) for token in (*first, *second)}
+    assert len(used) >= 0.97 * len(set(documents.ids.tolist()))
+
+
+def test_next_sentence_rates() -> None:
+    # A pair is random with probability 1/2, or certainly where a chunk is one sentence. Counted
+    # only where there is a choice: n > 1000 coins, five standard deviations.
+    pairs = [pair for d in range(20) for pair in cut(make_documents(60, seed=2, longest=9), d)]
+    several = [
+        random_next for first, second, random_next in pairs if len(first) + len(second) >= 40
+    ]
+    assert len(several) > 1000
+    assert abs(np.mean(several) - 0.5) < 5 * 0.5 / np.sqrt(len(several)) + 0.03
+
+
+def test_partners_are_uniform_over_other_documents() -> None:
+    documents = make_documents(5, seed=4)
+    counts = np.zeros(5)
+    for duplicate in range(300):
+        for first, second, random_next in cut(documents, duplicate):
+            if random_next and first[0] >> _SENTENCE_BITS == 2:
+                counts[second[0] >> _SENTENCE_BITS] += 1
+    assert counts[2] == 0
+    expected = counts.sum() / 4
+    # Five standard deviations of a binomial count.
+    assert (np.abs(np.delete(counts, 2) - expected) < 5 * np.sqrt(expected)).all()
+
+
+def test_one_document_gives_true_pairs_only() -> None:
+    pairs = cut(make_documents(1, seed=5))
+    assert pairs
+    assert not any(random_next for _, _, random_next in pairs)
+    lone = instances.Documents(
+        ids=np.arange(4, dtype=np.int32),
+        sentence_lengths=np.array([4], np.int32),
+        sentence_counts=np.array([1], np.int32),
+        keys=np.array([1], np.uint64),
+    )
+    assert cut(lone) == []
+
+
+def test_no_documents() -> None:
+    empty = make_documents(3, seed=6).select(np.zeros(0, np.int64))
+    assert cut(empty) == []
+
+
+def test_short_sequences() -> None:
+    # One very long document a case: its first pair is full unless the document drew "short".
+    def full(short_seq_prob: float) -> float:
+        shares = []
+        for seed in range(60):
+            pairs = cut(make_documents(4, seed), short_seq_prob=short_seq_prob, seq_length=32)
+            lengths = [len(first) + len(second) for first, second, _ in pairs]
+            shares.append(np.mean(np.array(lengths) >= 20))
+        return float(np.mean(shares))
+
+    assert full(0.0) > full(0.5) + 0.1 > full(1.0) + 0.1
+
+
+def test_duplicates_and_lengths_differ() -> None:
+    documents = make_documents(30, seed=8)
+    texts = [
+        {(first.tobytes(), second.tobytes()) for first, second, _ in cut(documents, duplicate)}
+        for duplicate in (0, 1)
+    ]
+    assert len(texts[0] & texts[1]) < 0.2 * len(texts[0])
+    ids = [
+        instances.segment_pairs(
+            documents, seq_length=length, seed=3, duplicate=0, short_seq_prob=0.1
+        ).example_ids.tolist()
+        for length in (64, 128)
+    ]
+    assert not set(ids[0]) & set(ids[1])
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(2, 200))
+def test_truncation_is_that_of_the_loop(first: int, second: int, room: int) -> None:
+    kept = [first, second]
+    while sum(kept) > room:
+        kept[0 if kept[0] > kept[1] else 1] -= 1
+    result = instances.truncated_lengths(np.array([first]), np.array([second]), room)
+    assert [int(part[0]) for part in result] == kept
+
+
+def test_truncation_takes_from_both_ends() -> None:
+    # A sentence of 200 distinct tokens cut to fit: the front loses a binomial share of the excess.
+    documents = instances.Documents(
+        ids=np.arange(400, dtype=np.int32),
+        sentence_lengths=np.array([200, 200], np.int32),
+        sentence_counts=np.array([1, 1], np.int32),
+        keys=np.array([1, 2], np.uint64),
+    )
+    dropped = []
+    for duplicate in range(200):
+        for first, second, _ in cut(documents, duplicate, short_seq_prob=0.0):
+            assert len(first) == 31
+            assert len(second) == 30
+            dropped += [first[0] % 200, second[0] % 200]
+    mean = np.mean(dropped)
+    # 169 or 170 fair tosses: mean 84.75, standard deviation 6.5 / sqrt(800).
+    assert abs(mean - 84.75) < 5 * 6.5 / np.sqrt(len(dropped))
+    assert np.std(dropped) == pytest.approx(6.5, rel=0.2)

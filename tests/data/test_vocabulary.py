@@ -1,0 +1,94 @@
+"""Vocabularies: trained the same in every process, refused when they are none."""
+
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tfrecords import UserError, vocabulary
+
+SPECIAL = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
+
+
+def test_layout(vocab_file: pathlib.Path) -> None:
+    loaded = vocabulary.Vocabulary.load(vocab_file)
+    assert len(loaded) == 256  # 250 rounded up to a multiple of 64
+    assert loaded.tokens[:5] == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    assert loaded.tokens[-6:] == tuple(f"[unused{index}]" for index in range(6))
+    assert loaded.sha256 == hashlib.sha256(vocab_file.read_bytes()).hexdigest()
+    replacements = {loaded.tokens[index] for index in loaded.replacements}
+    assert replacements.isdisjoint(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]"])
+    assert len(replacements) == 256 - 5 - 6
+
+
+def test_bytes_are_the_same_in_another_process(
+    corpus_dir: pathlib.Path, vocab_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    # Hash seeds differ between processes; so do the hash tables of the trainer.
+    for attempt in range(2):
+        output = tmp_path / f"{attempt}.txt"
+        subprocess.run(
+            [
+                sys.executable, "-m", "tfrecords.vocabulary", "--vocab_size=250",
+                f"--input={corpus_dir}/a/*.txt,{corpus_dir}/two.txt", f"--output={output}",
+            ],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONHASHSEED": str(attempt + 1)},
+        )  # fmt: skip
+        assert output.read_bytes() == vocab_file.read_bytes()
+
+
+def test_case(tmp_path: pathlib.Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Ärger Zebra Zebra Zebra\n" * 50)
+    for flag, expected, absent in (("lower_case", "zebra", "Z"), ("nolower_case", "Zebra", "[X]")):
+        output = tmp_path / f"{flag}.txt"
+        arguments = [f"--input={text}", "--vocab_size=64", f"--output={output}", f"--{flag}"]
+        assert vocabulary.main(arguments) == 0
+        tokens = output.read_text().split("\n")
+        assert expected in tokens
+        assert absent not in tokens
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", r"\[MASK\] missing"),
+        ("a\nb\n", r"\[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\] missing"),
+        (SPECIAL + "a\nb\na\n", "'a' is on lines 6 and 8"),
+        (SPECIAL + "a\n\nb\n", "line 7 is empty"),
+        ("a\n" + SPECIAL, r"\[PAD\] is on line 2; it must be on line 1"),
+    ],
+)
+def test_what_is_no_vocabulary(tmp_path: pathlib.Path, content: str, message: str) -> None:
+    path = tmp_path / "vocab.txt"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        vocabulary.Vocabulary.load(path)
+
+
+def test_missing_or_binary_file(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match="no vocabulary at .*train one"):
+        vocabulary.Vocabulary.load(tmp_path / "absent.txt")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="no UTF-8"):
+        vocabulary.Vocabulary.load(tmp_path / "binary")
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "message"),
+    [("", "64", "hold no text"), ("abcdefghijklmnopqrstuvwxyz0123456789", "64", "no room for")],
+)
+def test_command_errors(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, text: str, size: str, message: str
+) -> None:
+    (tmp_path / "text.txt").write_text(text)
+    output = tmp_path / "vocab.txt"
+    arguments = [f"--input={tmp_path}/text.txt", f"--vocab_size={size}", f"--output={output}"]
+    assert vocabulary.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()

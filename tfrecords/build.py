@@ -1,0 +1,144 @@
+r"""Writes BERT pretraining shards from raw text.
+
+    python -m tfrecords.build --input 'text/*.txt' --vocab_file vocab.txt --output_dir shards \
+        --seq_lengths 128,512 --num_shards 8
+
+The text has one sentence a line and a blank line after each document. The folder gets the shards of
+every length, a copy of the vocabulary and manifest.json. The bytes are a function of text,
+vocabulary and flags, except --num_processes; a build that was killed goes on where it was when the
+same command is run again.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable, Sequence
+
+from absl import flags
+
+from tfrecords import command, corpus, pipeline, schema, stages
+from tfrecords.errors import UserError
+from tfrecords.vocabulary import Vocabulary
+
+_MIN_SEQ_LENGTH = 16
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "input", None, "Text files: names and globs, separated by commas.", required=True,
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_string("vocab_file", None, "The vocabulary.", required=True, flag_values=FLAGS)
+flags.DEFINE_string("output_dir", None, "The folder to write.", required=True, flag_values=FLAGS)
+flags.DEFINE_list("seq_lengths", ["128", "512"], "Tokens in a row.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_shards", 8, "Files of each split and length.", lower_bound=1, upper_bound=99999,
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_enum(
+    "records", "stored", ["stored"], "stored: examples masked once, when written.",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer(
+    "dupe_factor", 5, "Times each training document is cut, paired and masked anew.",
+    lower_bound=1, upper_bound=999, flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer("seed", 0, "Of every random choice.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_processes", os.cpu_count() or 1, "Processes to work in.", lower_bound=1, flag_values=FLAGS
+)
+flags.DEFINE_float(
+    "eval_fraction", 0.0, "The share of documents held out as the split eval.",
+    lower_bound=0.0, upper_bound=1.0, flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool("lower_case", True, "Lower-case text, strip accents.", flag_values=FLAGS)
+flags.DEFINE_float(
+    "short_seq_prob", 0.1, "The share of documents cut at a random shorter length.",
+    lower_bound=0.0, upper_bound=1.0, flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_float(
+    "masked_lm_prob", 0.15, "The share of tokens to guess.", lower_bound=0.0, upper_bound=1.0,
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool("whole_word_mask", True, "Mask the pieces of a word together.", flag_values=FLAGS)
+flags.DEFINE_list(
+    "max_predictions_per_seq", None,
+    "Masked positions in a row, one number a length; by default what a full row can need.",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_enum(
+    "document_boundary", corpus.BLANK_LINE, corpus.BOUNDARIES, "What ends a document.",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer(
+    "bucket_bytes", 64 << 20, "Text among which the partners of random pairs are drawn.",
+    lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
+
+
+def options_from(flag_values: flags.FlagValues) -> stages.Options:
+    """The options that the flags say.
+
+    Raises:
+        UserError: a list is malformed or a length cannot be used.
+    """
+    lengths = _integers("seq_lengths", flag_values.seq_lengths, _MIN_SEQ_LENGTH)
+    if not lengths or len(set(lengths)) < len(lengths):
+        raise UserError(f"--seq_lengths is {lengths}; give each length once, such as 128,512")
+    prob = flag_values.masked_lm_prob
+    given = flag_values.max_predictions_per_seq
+    if given is None:
+        predictions = [schema.default_max_predictions(length, prob) for length in lengths]
+    else:
+        predictions = _integers("max_predictions_per_seq", given, 1)
+        if len(predictions) != len(lengths):
+            raise UserError(
+                f"--max_predictions_per_seq has {len(predictions)} numbers for {len(lengths)} "
+                "--seq_lengths; give one for each"
+            )
+    pairs = sorted(zip(lengths, predictions, strict=True))
+    chosen = {
+        field.name: flag_values[field.name].value
+        for field in dataclasses.fields(stages.Options)
+        if field.name not in ("seq_lengths", "max_predictions_per_seq")
+    }
+    return stages.Options(
+        seq_lengths=tuple(length for length, _ in pairs),
+        max_predictions_per_seq=tuple(count for _, count in pairs),
+        **chosen,
+    )
+
+
+def _integers(name: str, values: Iterable[str], lowest: int) -> list[int]:
+    numbers = []
+    for value in values:
+        if not value.strip().isdecimal() or int(value) < lowest:
+            raise UserError(f"--{name} has {value!r}; expected integers of at least {lowest}")
+        numbers.append(int(value))
+    return numbers
+
+
+def body(flag_values: flags.FlagValues) -> None:
+    """Builds the folder that the flags ask for."""
+    manifest = pipeline.build(
+        input_patterns=flag_values.input,
+        vocabulary=Vocabulary.load(flag_values.vocab_file),
+        output_dir=flag_values.output_dir,
+        options=options_from(flag_values),
+        num_processes=flag_values.num_processes,
+    )
+    for seq_length in manifest.seq_lengths:
+        for split in manifest.sequences[seq_length].splits:
+            print(
+                f"{manifest.directory}: {split}, length {seq_length}: "
+                f"{manifest.num_examples(split, seq_length):,} examples in "
+                f"{manifest.num_shards(split)} shards"
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; `argv` without the program's name, None for this process's own."""
+    return command.run(body, FLAGS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""What every command shares: flags, one-line errors, progress on standard output.
+
+A command module owns its flags, so that two commands can live in one process::
+
+    FLAGS = flags.FlagValues()
+    flags.DEFINE_string("output", None, "The file to write.", required=True, flag_values=FLAGS)
+
+    def body(flag_values: flags.FlagValues) -> None: ...
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return command.run(body, FLAGS, argv)
+
+    if __name__ == "__main__":
+        sys.exit(main())
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from absl import flags
+from tqdm import tqdm
+
+from tfrecords.errors import UserError
+
+SUCCESS = 0
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def run(
+    body: Callable[[flags.FlagValues], None],
+    flag_values: flags.FlagValues,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses `argv` into `flag_values` and runs `body(flag_values)`.
+
+    Args:
+        body: the command; its module's docstring heads the ``--help`` text.
+        flag_values: the command's own flags. Values of an earlier call in the same process are
+            forgotten first.
+        argv: the arguments after the program's name; None means those of this process.
+
+    Returns:
+        The exit code: 0; 2 for bad flags, a `UserError` or a file that cannot be read or written
+        (one ``error: ...`` line on standard error, no traceback); 130 after Ctrl-C. Any other
+        exception is a defect and passes through.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if any(argument in ("--help", "-h", "-help") for argument in arguments):
+        print(inspect.getdoc(inspect.getmodule(body)) or "")
+        print(flag_values.get_help(include_special_flags=False))
+        return SUCCESS
+    try:
+        _parse(flag_values, arguments)
+        body(flag_values)
+    except (UserError, OSError) as error:
+        return _report(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return SUCCESS
+
+
+def _parse(flag_values: flags.FlagValues, arguments: list[str]) -> None:
+    flag_values.unparse_flags()
+    try:
+        rest = flag_values(["command", *arguments])[1:]
+    except flags.Error as error:
+        raise UserError(f"{error}; see --help") from error
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; every option is a --flag; see --help")
+
+
+def _report(error: Exception) -> int:
+    line = " ".join(str(error).split())
+    print(f"error: {line}", file=sys.stderr)
+    return USER_ERROR
+
+
+class _Lines(tqdm):
+    """A progress bar for logs: a line each time, nothing redrawn."""
+
+    monitor_interval = 0
+    _separator = ""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Writes the bar as a line of its own; tqdm itself ends the last one."""
+        self.fp.write(self._separator + (msg or str(self)))
+        self.fp.flush()
+        self._separator = "\n"
+
+
+def progress(
+    iterable: Iterable[Any] | None = None,
+    *,
+    total: float | None = None,
+    desc: str = "",
+    unit: str = "it",
+    unit_scale: bool = False,
+    initial: float = 0,
+) -> tqdm:
+    """A progress bar with rate and remaining time on standard output.
+
+    On a terminal it is redrawn in place; elsewhere (a log, a pipe) it is a line every 15 s.
+
+    Args:
+        iterable: what to walk through; None to call `.update(n)` by hand.
+        total: the number of units at the end.
+        desc: what is being done.
+        unit: the name of a unit.
+        unit_scale: whether to print 12.3M for 12,300,000.
+        initial: units done before, by an earlier process.
+
+    Returns:
+        A tqdm bar: iterable, a context manager, with `update` and `set_postfix`.
+
+    Example:
+        >>> with progress(total=3, desc="shards", unit="shard") as bar:
+        ...     bar.update(3)
+    """
+    options: dict[str, Any] = {
+        "total": total,
+        "desc": desc,
+        "unit": unit,
+        "unit_scale": unit_scale,
+        "initial": initial,
+        "file": sys.stdout,
+    }
+    if sys.stdout.isatty():
+        return tqdm(iterable, dynamic_ncols=True, **options)
+    return _Lines(iterable, mininterval=15, miniters=1, ncols=100, ascii=True, **options)

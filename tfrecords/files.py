@@ -1,0 +1,72 @@
+"""Files that appear whole or not at all, on any file system TensorFlow knows (gs:// included)."""
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+PARTIAL = ".partial-"
+_BLOCK = 1 << 20
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Yields a temporary name beside `path` to write to; on success it becomes `path`.
+
+    If the block raises, the temporary file is removed and `path` is as it was. A process killed
+    inside the block leaves a file whose name contains `PARTIAL`, which nothing ever reads.
+
+    Example:
+        >>> with atomic_path("/tmp/vocab.txt") as name:
+        ...     pathlib.Path(name).write_text("[PAD]")
+    """
+    path = os.fspath(path)
+    temporary = f"{path}{PARTIAL}{uuid.uuid4().hex[:12]}"
+    try:
+        yield temporary
+        tf.io.gfile.rename(temporary, path, overwrite=True)
+    finally:
+        if tf.io.gfile.exists(temporary):
+            tf.io.gfile.remove(temporary)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Makes `path` hold `content`, atomically; the folder is created where it is missing."""
+    folder = os.path.dirname(os.fspath(path))
+    if folder:
+        tf.io.gfile.makedirs(folder)
+    with atomic_path(path) as temporary, tf.io.gfile.GFile(temporary, "wb") as output:
+        output.write(content)
+
+
+def write_text(path: str | os.PathLike[str], content: str) -> None:
+    """Makes `path` hold `content` as UTF-8, atomically."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of `path`; FileNotFoundError where it is no readable file."""
+    try:
+        with tf.io.gfile.GFile(os.fspath(path), "rb") as stream:
+            return stream.read()
+    except tf.errors.OpError as error:
+        raise FileNotFoundError(f"cannot read {os.fspath(path)}: {error.message}") from error
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with tf.io.gfile.GFile(os.fspath(path), "rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def remove_partial(folder: str | os.PathLike[str]) -> None:
+    """Removes what killed processes left half written in `folder`."""
+    for name in tf.io.gfile.listdir(os.fspath(folder)):
+        if PARTIAL in name:
+            tf.io.gfile.remove(os.path.join(os.fspath(folder), name))

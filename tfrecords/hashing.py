@@ -1,0 +1,74 @@
+"""Random bits as a pure function of integers: the same on every machine, in any order."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FIRST = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND = np.uint64(0x94D049BB133111EB)
+
+
+def _splitmix64(state: np.ndarray) -> np.ndarray:
+    state = state + _GOLDEN
+    state = (state ^ (state >> np.uint64(30))) * _FIRST
+    state = (state ^ (state >> np.uint64(27))) * _SECOND
+    return state ^ (state >> np.uint64(31))
+
+
+def mix(*words: Any) -> np.ndarray:
+    """Hashes a tuple of 64-bit integers, element by element.
+
+    Args:
+        *words: integers or integer arrays that broadcast together; negative ones wrap.
+
+    Returns:
+        A uint64 array of the broadcast shape.
+
+    Source: the output function of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom
+    number generators", 2014), applied once a word.
+
+    Example:
+        >>> mix(0, np.arange(3)).dtype
+        dtype('uint64')
+    """
+    state = np.zeros((1,), np.uint64)
+    for word in words:
+        state = _splitmix64(state ^ np.atleast_1d(np.asarray(word)).astype(np.uint64))
+    return state
+
+
+def uniform(bits: np.ndarray) -> np.ndarray:
+    """Turns 64 random bits into a float64 in [0, 1)."""
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def below(bits: np.ndarray, bound: Any) -> np.ndarray:
+    """Turns 64 random bits into an int64 in [0, bound), where `bound` may be an array."""
+    return (uniform(bits) * bound).astype(np.int64)
+
+
+def mix_tensors(*words: tf.Tensor) -> tf.Tensor:
+    """`mix` as operations of TensorFlow, for input pipelines: the same bits.
+
+    Args:
+        *words: int64 or uint64 tensors that broadcast together.
+
+    Returns:
+        A uint64 tensor of the broadcast shape, of rank 1 at least.
+    """
+    xor, shift = tf.bitwise.bitwise_xor, tf.bitwise.right_shift
+    state = tf.zeros((1,), tf.uint64)
+    for word in words:
+        state = xor(state, tf.cast(word, tf.uint64)) + _GOLDEN
+        state = xor(state, shift(state, tf.constant(30, tf.uint64))) * _FIRST
+        state = xor(state, shift(state, tf.constant(27, tf.uint64))) * _SECOND
+        state = xor(state, shift(state, tf.constant(31, tf.uint64)))
+    return state
+
+
+def order_of(bits: tf.Tensor) -> tf.Tensor:
+    """The indices that sort uint64 bits: int64, in the order of a random permutation."""
+    signed = tf.bitcast(tf.bitwise.bitwise_xor(bits, tf.constant(1 << 63, tf.uint64)), tf.int64)
+    return tf.cast(tf.argsort(signed, stable=True), tf.int64)

@@ -1,0 +1,237 @@
+"""`manifest.json`: what a folder of shards holds, and the checks a reader makes before step 1."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tfrecords import files, schema
+from tfrecords.errors import UserError
+from tfrecords.vocabulary import Vocabulary
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file.
+
+    Attributes:
+        file: its name.
+        examples: the records in it.
+        bytes: its size.
+        sha256: of its content.
+    """
+
+    file: str
+    examples: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitCounts:
+    """The shards of one split at one length.
+
+    Attributes:
+        shards: in the order of their numbers.
+        random_next: examples whose second segment comes from another document.
+    """
+
+    shards: tuple[Shard, ...]
+    random_next: int
+
+    @property
+    def examples(self) -> int:
+        """The examples of all shards."""
+        return sum(shard.examples for shard in self.shards)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """The shards of one sequence length.
+
+    Attributes:
+        max_predictions_per_seq: M, the masked positions of a row.
+        splits: "train" and "eval".
+    """
+
+    max_predictions_per_seq: int
+    splits: Mapping[str, SplitCounts]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What `tfrecords.build` wrote.
+
+    Attributes:
+        directory: where it lies (not stored in the file).
+        format_version: of the file.
+        records: "stored": examples masked when written.
+        vocabulary_sha256: of the vocabulary file, a copy of which is `vocab.txt` beside it.
+        vocab_size: entries of the vocabulary.
+        lower_case: whether text was lower-cased.
+        identity: every option, the inputs and the bucket count: what determines the shards.
+        documents: the documents of each split.
+        one_document_buckets: the buckets of each split with one document alone, which has no other
+            to draw a random next segment from.
+        sequences: by sequence length.
+
+    Example:
+        >>> Manifest.load("shards").num_examples("train", 128)
+        18304
+    """
+
+    directory: str
+    format_version: int
+    records: str
+    vocabulary_sha256: str
+    vocab_size: int
+    lower_case: bool
+    identity: Mapping[str, Any]
+    documents: Mapping[str, int]
+    one_document_buckets: Mapping[str, int]
+    sequences: Mapping[int, Sequences]
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> "Manifest":
+        """Reads `directory/manifest.json`.
+
+        Raises:
+            UserError: there is none, or it is damaged or of another format version.
+        """
+        folder = os.fspath(directory)
+        path = os.path.join(folder, schema.MANIFEST_FILE)
+        if not tf.io.gfile.exists(path):
+            raise UserError(
+                f"no {schema.MANIFEST_FILE} in {folder}; expected a folder that "
+                "python -m tfrecords.build finished"
+            )
+        try:
+            stored = json.loads(files.read_bytes(path))
+            version = stored["format_version"]
+            if version != FORMAT_VERSION:
+                raise UserError(
+                    f"{path} has format version {version}; this is version {FORMAT_VERSION}; "
+                    "build the shards again"
+                )
+            sequences = {
+                int(length): Sequences(
+                    max_predictions_per_seq=entry["max_predictions_per_seq"],
+                    splits={name: _split(split) for name, split in entry["splits"].items()},
+                )
+                for length, entry in stored.pop("sequences").items()
+            }
+            return cls(directory=folder, sequences=sequences, **stored)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{path} is damaged ({type(error).__name__}: {error}); build the shards again"
+            ) from error
+
+    def save(self) -> None:
+        """Writes the file, atomically."""
+        stored = dataclasses.asdict(self)
+        del stored["directory"]
+        path = os.path.join(self.directory, schema.MANIFEST_FILE)
+        files.write_text(path, json.dumps(stored, indent=1, sort_keys=True) + "\n")
+
+    @property
+    def seq_lengths(self) -> tuple[int, ...]:
+        """The sequence lengths there are, ascending."""
+        return tuple(sorted(self.sequences))
+
+    @property
+    def vocabulary_file(self) -> str:
+        """The path of the vocabulary's copy."""
+        return os.path.join(self.directory, schema.VOCABULARY_FILE)
+
+    def max_predictions_per_seq(self, seq_length: int) -> int:
+        """M, the masked positions of a row of `seq_length` tokens."""
+        return self._sequences(seq_length).max_predictions_per_seq
+
+    def shards(self, split: str, seq_length: int) -> tuple[Shard, ...]:
+        """The shards of a split, in the order of their numbers.
+
+        Raises:
+            UserError: there is no such split or length.
+        """
+        splits = self._sequences(seq_length).splits
+        if split not in splits:
+            raise UserError(
+                f"{self.directory} has no split {split!r}; it has {', '.join(sorted(splits))}"
+            )
+        return splits[split].shards
+
+    def num_shards(self, split: str) -> int:
+        """The number of files of a split, the same at every length."""
+        return len(self.shards(split, self.seq_lengths[0]))
+
+    def num_examples(self, split: str, seq_length: int) -> int:
+        """The number of examples of a split at a length."""
+        return sum(shard.examples for shard in self.shards(split, seq_length))
+
+    def path(self, shard: Shard) -> str:
+        """Where a shard lies."""
+        return os.path.join(self.directory, shard.file)
+
+    def check_shards(self, split: str, seq_length: int) -> None:
+        """Checks that every shard of a split is there and has its size.
+
+        Raises:
+            UserError: one is missing or of another size.
+        """
+        for shard in self.shards(split, seq_length):
+            path = self.path(shard)
+            if not tf.io.gfile.exists(path):
+                raise UserError(f"{path} is missing, though the manifest lists it; build again")
+            size = tf.io.gfile.stat(path).length
+            if size != shard.bytes:
+                raise UserError(
+                    f"{path} has {size} bytes, the manifest says {shard.bytes}; it is damaged or "
+                    "of another build; build again"
+                )
+
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Checks that `vocabulary` is the one the shards were written with.
+
+        Raises:
+            UserError: it is another.
+        """
+        if vocabulary.sha256 != self.vocabulary_sha256:
+            raise UserError(
+                f"{vocabulary.path} (sha256 {vocabulary.sha256[:12]}, {len(vocabulary)} entries) "
+                f"is not the vocabulary of {self.directory} (sha256 {self.vocabulary_sha256[:12]}, "
+                f"{self.vocab_size} entries); use {self.vocabulary_file}"
+            )
+
+    def check_vocab_size(self, vocab_size: int) -> None:
+        """Checks a model's vocabulary size.
+
+        Raises:
+            UserError: it is not that of the shards.
+        """
+        if vocab_size != self.vocab_size:
+            raise UserError(
+                f"vocab_size is {vocab_size}, but {self.directory} was written with a vocabulary "
+                f"of {self.vocab_size}; set vocab_size to {self.vocab_size} or build again"
+            )
+
+    def _sequences(self, seq_length: int) -> Sequences:
+        if seq_length not in self.sequences:
+            raise UserError(
+                f"{self.directory} has no sequence length {seq_length}; it has "
+                f"{', '.join(map(str, self.seq_lengths))}"
+            )
+        return self.sequences[seq_length]
+
+
+def _split(stored: Mapping[str, Any]) -> SplitCounts:
+    return SplitCounts(
+        shards=tuple(Shard(**shard) for shard in stored["shards"]),
+        random_next=stored["random_next"],
+    )

@@ -1,0 +1,363 @@
+"""Runs the stages of a build in any number of processes, from nothing or from where it stopped."""
+
+import concurrent.futures
+import concurrent.futures.process
+import contextlib
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfrecords import command, corpus, files, schema, sharding, stages, writer
+from tfrecords.errors import UserError
+from tfrecords.manifest import FORMAT_VERSION, Manifest, Sequences, Shard, SplitCounts
+from tfrecords.vocabulary import Vocabulary
+
+_TASK_BYTES = 8 << 20
+_PARTITION_BYTES = 32 << 20
+
+
+def build(
+    *,
+    input_patterns: str,
+    vocabulary: Vocabulary,
+    output_dir: str,
+    options: stages.Options,
+    num_processes: int,
+) -> Manifest:
+    """Writes the shards of a corpus, or finishes what an earlier call began.
+
+    Args:
+        input_patterns: files and globs, separated by commas.
+        vocabulary: the word pieces.
+        output_dir: the folder to write; made where it is missing.
+        options: what shapes the shards.
+        num_processes: how many processes to work in; 1 means this one.
+
+    Raises:
+        UserError: the corpus is missing, empty or too short, or the folder holds another build;
+            nothing on disk has changed then.
+    """
+    plan, identity = make_plan(input_patterns, vocabulary, output_dir, options)
+    finished = _check_folder(plan, identity)
+    if finished is not None:
+        if _is_intact(finished):
+            return finished
+        _remember_shards(plan, finished)
+    return _Run(plan, identity, num_processes).run()
+
+
+def make_plan(
+    input_patterns: str, vocabulary: Vocabulary, output_dir: str, options: stages.Options
+) -> tuple[stages.Plan, dict[str, Any]]:
+    """Reads the corpus once to cut it into tasks.
+
+    Returns:
+        The plan, and the identity: a dict that determines the bytes of the shards.
+    """
+    text_files = corpus.find(input_patterns)
+    total = sum(corpus.stored_bytes(file) for file in text_files)
+    with command.progress(total=total, desc="scanning text", unit="B", unit_scale=True) as bar:
+        scans = [
+            corpus.scan(file, options.document_boundary, _TASK_BYTES, bar.update)
+            for file in text_files
+        ]
+    if not sum(scan.num_documents for scan in scans):
+        raise UserError(
+            f"--input {input_patterns!r} holds no text ({len(text_files)} files, all blank); give "
+            "files with one sentence a line and a blank line after each document"
+        )
+    num_bytes = sum(scan.num_bytes for scan in scans)
+    digest = hashlib.sha256()
+    for scan in scans:
+        digest.update(f"{scan.file.key}\0{scan.sha256}\0".encode())
+    num_buckets = sharding.num_buckets(num_bytes, options.bucket_bytes)
+    identity = {
+        "options": dataclasses.asdict(options),
+        "input": {"files": len(scans), "bytes": num_bytes, "sha256": digest.hexdigest()},
+        "vocabulary_sha256": vocabulary.sha256,
+        "num_buckets": num_buckets,
+    }
+    plan = stages.Plan(
+        output_dir=output_dir,
+        options=options,
+        vocabulary=vocabulary,
+        chunks=stages.group_chunks((chunk for scan in scans for chunk in scan.chunks), _TASK_BYTES),
+        num_buckets=num_buckets,
+        num_partitions=-(-num_bytes * options.dupe_factor // _PARTITION_BYTES),
+    )
+    return plan, json.loads(json.dumps(identity))
+
+
+def _check_folder(plan: stages.Plan, identity: Mapping[str, Any]) -> Manifest | None:
+    """The finished manifest, if the folder has one of this very build.
+
+    Raises:
+        UserError: the folder holds anything of another build.
+    """
+    folder = plan.output_dir
+    if not tf.io.gfile.isdir(folder):
+        if tf.io.gfile.exists(folder):
+            raise UserError(f"--output_dir {folder} is a file; give a folder")
+        return None
+    if tf.io.gfile.exists(os.path.join(folder, schema.MANIFEST_FILE)):
+        manifest = Manifest.load(folder)
+        _check_same(folder, "a build", manifest.identity, identity)
+        return manifest
+    path = _state_path(plan, "plan")
+    if tf.io.gfile.exists(path):
+        _check_same(folder, "an unfinished build", json.loads(files.read_bytes(path)), identity)
+        return None
+    foreign = [name for name in tf.io.gfile.listdir(folder) if name.endswith(".tfrecord")]
+    if foreign:
+        raise UserError(
+            f"{folder} holds {len(foreign)} TFRecord files without a {schema.MANIFEST_FILE}, such "
+            f"as {min(foreign)}; give another --output_dir"
+        )
+    copy = os.path.join(folder, schema.VOCABULARY_FILE)
+    if tf.io.gfile.exists(copy) and files.read_bytes(copy) != plan.vocabulary.content:
+        raise UserError(
+            f"{copy} is another vocabulary than {plan.vocabulary.path}; give another --output_dir"
+        )
+    return None
+
+
+def _check_same(folder: str, what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    old, new = _flatten(there), _flatten(here)
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if names:
+        differences = ", ".join(
+            f"{name} {old.get(name)} there and {new.get(name)} here" for name in names[:3]
+        )
+        raise UserError(
+            f"{folder} holds {what} with {differences}; give the same flags and text, or another "
+            "--output_dir"
+        )
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, "" if name == "options" else f"{prefix}{name} "))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _is_intact(manifest: Manifest) -> bool:
+    shards = [
+        shard
+        for sequences in manifest.sequences.values()
+        for split in sequences.splits.values()
+        for shard in split.shards
+    ]
+    checks = [
+        writer.is_intact(manifest.directory, shard)
+        for shard in command.progress(shards, desc="verifying shards", unit="shard")
+    ]
+    return all(checks) and tf.io.gfile.exists(manifest.vocabulary_file)
+
+
+def _remember_shards(plan: stages.Plan, manifest: Manifest) -> None:
+    """Lets the last stage keep those shards of a damaged folder that are whole."""
+    for sequences in manifest.sequences.values():
+        for split in sequences.splits.values():
+            for shard in split.shards:
+                stages.record_shard(plan, shard)
+
+
+def _state_path(plan: stages.Plan, name: str) -> str:
+    return os.path.join(plan.output_dir, stages.WORK, f"{name}.json")
+
+
+_tasks: stages.Tasks | None = None
+
+
+def _start_worker(plan: stages.Plan) -> None:
+    global _tasks
+    tf.config.set_visible_devices([], "GPU")
+    _tasks = stages.Tasks(plan)
+
+
+def _call(stage: str, task: Any) -> Any:
+    return getattr(_tasks, stage)(task)
+
+
+class _Run:
+    """The stages one after the other, each remembered once it is complete."""
+
+    def __init__(self, plan: stages.Plan, identity: dict[str, Any], num_processes: int) -> None:
+        self._plan = plan
+        self._identity = identity
+        self._num_processes = num_processes
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+
+    def run(self) -> Manifest:
+        plan = self._plan
+        for stage in ("documents", "pairs", "shuffled", "shards"):
+            tf.io.gfile.makedirs(plan.folder(stage))
+        files.write_text(_state_path(plan, "plan"), json.dumps(self._identity))
+        with self._workers():
+            documents = self._stage("documents", range(len(plan.chunks)), _sum_documents)
+            pairs = self._stage("pairs", stages.pairs_tasks(plan), self._sum_pairs)
+            self._check_counts(documents, pairs["examples"])
+            self._forget("documents")
+            shuffle = stages.shuffle_tasks(plan, pairs["examples"])
+            self._stage("shuffled", shuffle, lambda _: {})
+            self._forget("pairs")
+            tasks = stages.shard_tasks(plan)
+            shards = self._each("shards", tasks)
+        return self._finish(documents, pairs, dict(zip(tasks, shards, strict=True)))
+
+    @contextlib.contextmanager
+    def _workers(self) -> Iterator[None]:
+        if self._num_processes == 1:
+            yield
+            return
+        with concurrent.futures.ProcessPoolExecutor(
+            self._num_processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(self._plan,),
+        ) as self._pool:
+            try:
+                yield
+            except concurrent.futures.process.BrokenProcessPool as error:
+                raise UserError(
+                    f"a process of --num_processes {self._num_processes} died, perhaps for want of "
+                    "memory; run the same command again, with fewer, to go on"
+                ) from error
+            except BaseException:
+                self._pool.shutdown(cancel_futures=True)
+                raise
+
+    def _stage(
+        self, name: str, tasks: Sequence[Any], reduce: Callable[[list[Any]], dict[str, Any]]
+    ) -> dict[str, Any]:
+        path = _state_path(self._plan, name)
+        if not tf.io.gfile.exists(path):
+            files.write_text(path, json.dumps(reduce(self._each(name, tasks))))
+        return json.loads(files.read_bytes(path))
+
+    def _each(self, stage: str, tasks: Sequence[Any]) -> list[Any]:
+        description = _DESCRIPTIONS[stage]
+        if self._pool is None:
+            call = getattr(stages.Tasks(self._plan), stage)
+            return [call(task) for task in command.progress(tasks, desc=description, unit="task")]
+        futures = [self._pool.submit(_call, stage, task) for task in tasks]
+        for future in command.progress(
+            concurrent.futures.as_completed(futures),
+            total=len(futures),
+            desc=description,
+            unit="task",
+        ):
+            future.result()
+        return [future.result() for future in futures]
+
+    def _forget(self, stage: str) -> None:
+        folder = self._plan.folder(stage)
+        if tf.io.gfile.isdir(folder):
+            tf.io.gfile.rmtree(folder)
+
+    def _sum_pairs(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        options = self._plan.options
+        examples = {
+            f"{length}": {split: [0] * self._plan.num_partitions for split in options.splits}
+            for length in options.seq_lengths
+        }
+        random_next = {
+            f"{length}": dict.fromkeys(options.splits, 0) for length in options.seq_lengths
+        }
+        alone = dict.fromkeys(options.splits, 0)
+        for task, result in zip(stages.pairs_tasks(self._plan), results, strict=True):
+            length = f"{task.seq_length}"
+            first_visit = task.duplicate == 0 and task.seq_length == options.seq_lengths[0]
+            for split in options.splits:
+                sizes = zip(examples[length][split], result["examples"][split], strict=True)
+                examples[length][split] = [sum(pair) for pair in sizes]
+                random_next[length][split] += result["random_next"][split]
+                alone[split] += first_visit and result["alone"][split]
+        return {"examples": examples, "random_next": random_next, "alone": alone}
+
+    def _check_counts(
+        self, documents: Mapping[str, int], examples: Mapping[str, Mapping[str, Sequence[int]]]
+    ) -> None:
+        options = self._plan.options
+        problem = None
+        for length, splits in examples.items():
+            count = sum(splits[schema.TRAIN])
+            if count < options.num_shards:
+                problem = (
+                    f"the text gives {count} training examples of length {length}, fewer than "
+                    f"--num_shards {options.num_shards}; give more text or fewer shards"
+                )
+            if not sum(splits.get(schema.EVAL, [1])):
+                problem = (
+                    f"--eval_fraction {options.eval_fraction} holds out nothing of "
+                    f"{sum(documents.values())} documents; give a larger one, or 0"
+                )
+        if problem is not None:
+            tf.io.gfile.rmtree(os.path.join(self._plan.output_dir, stages.WORK))
+            if not tf.io.gfile.listdir(self._plan.output_dir):
+                tf.io.gfile.rmtree(self._plan.output_dir)
+            raise UserError(problem)
+
+    def _finish(
+        self,
+        documents: Mapping[str, int],
+        pairs: Mapping[str, Any],
+        shards: Mapping[stages.ShardTask, dict[str, Any]],
+    ) -> Manifest:
+        plan, options = self._plan, self._plan.options
+
+        def split_counts(seq_length: int, split: str) -> SplitCounts:
+            return SplitCounts(
+                shards=tuple(
+                    Shard(**shard)
+                    for task, shard in shards.items()
+                    if (task.seq_length, task.split) == (seq_length, split)
+                ),
+                random_next=pairs["random_next"][f"{seq_length}"][split],
+            )
+
+        manifest = Manifest(
+            directory=plan.output_dir,
+            format_version=FORMAT_VERSION,
+            records=options.records,
+            vocabulary_sha256=plan.vocabulary.sha256,
+            vocab_size=len(plan.vocabulary),
+            lower_case=options.lower_case,
+            identity=self._identity,
+            documents=documents,
+            one_document_buckets=pairs["alone"],
+            sequences={
+                seq_length: Sequences(
+                    max_predictions_per_seq=options.max_predictions(seq_length),
+                    splits={split: split_counts(seq_length, split) for split in options.splits},
+                )
+                for seq_length in options.seq_lengths
+            },
+        )
+        files.write_bytes(manifest.vocabulary_file, plan.vocabulary.content)
+        manifest.save()
+        tf.io.gfile.rmtree(os.path.join(plan.output_dir, stages.WORK))
+        files.remove_partial(plan.output_dir)
+        return manifest
+
+
+_DESCRIPTIONS = {
+    "documents": "tokenising",
+    "pairs": "pairing segments",
+    "shuffled": "shuffling",
+    "shards": "writing shards",
+}
+
+
+def _sum_documents(results: Sequence[dict[str, Any]]) -> dict[str, int]:
+    return {split: sum(result["documents"][split] for result in results) for split in schema.SPLITS}

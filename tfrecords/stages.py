@@ -1,0 +1,354 @@
+"""The four stages of a build, as tasks that any process may run.
+
+1. documents: a chunk of text is tokenised and grouped by bucket, the hash of a document's key.
+2. pairs: a bucket's documents, for one length and duplicate, become segment pairs grouped by
+   partition, a slice of the range of example ids.
+3. shuffled: a partition's pairs are ranked by id and grouped by shard, rank modulo shards.
+4. shards: a shard's pairs, already in the order of their rank, are masked, serialised and written.
+
+A task's result is a function of the plan and the task, appears atomically, and is skipped when it
+is there: so the bytes are the same for any number of processes, and a killed build resumes. What a
+stage holds in memory is bounded by a chunk, a bucket, a partition or a block of rows.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrecords import corpus, encoding, files, schema, sharding, spill, writer
+from tfrecords.instances import Documents, Pairs, segment_pairs, starts_of
+from tfrecords.manifest import Shard
+from tfrecords.masking import Masking
+from tfrecords.tokenization import Tokenizer
+from tfrecords.vocabulary import MASK, Vocabulary
+
+WORK = ".build"
+_BLOCK_ROWS = 8192
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user may choose; all of it shapes the bytes of the shards.
+
+    Attributes:
+        seq_lengths: the lengths to write, ascending.
+        max_predictions_per_seq: masked positions in a row, for each length.
+        num_shards: files of each split and length.
+        dupe_factor: times the training documents are cut, paired and masked anew; held-out
+            documents are used once.
+        seed: of everything.
+        eval_fraction: the share of documents held out.
+        lower_case: whether to lower-case text and strip accents.
+        short_seq_prob: the share of documents cut at a random shorter length.
+        masked_lm_prob: the share of tokens to guess.
+        whole_word_mask: whether the pieces of a word are masked together.
+        document_boundary: one of `corpus.BOUNDARIES`.
+        bucket_bytes: text that shares a bucket, from which partners of random pairs come.
+        records: the record kind.
+    """
+
+    seq_lengths: tuple[int, ...]
+    max_predictions_per_seq: tuple[int, ...]
+    num_shards: int
+    dupe_factor: int
+    seed: int
+    eval_fraction: float
+    lower_case: bool
+    short_seq_prob: float
+    masked_lm_prob: float
+    whole_word_mask: bool
+    document_boundary: str
+    bucket_bytes: int
+    records: str
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that are written."""
+        return schema.SPLITS if self.eval_fraction > 0 else (schema.TRAIN,)
+
+    def max_predictions(self, seq_length: int) -> int:
+        """M of a length."""
+        return self.max_predictions_per_seq[self.seq_lengths.index(seq_length)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that a task needs to know.
+
+    Attributes:
+        output_dir: where shards go; the intermediate files lie in `WORK` below it.
+        options: the user's.
+        vocabulary: the word pieces.
+        chunks: the corpus, cut into the tasks of stage 1.
+        num_buckets: of stage 2.
+        num_partitions: of stage 3; shapes no byte of the result.
+    """
+
+    output_dir: str
+    options: Options
+    vocabulary: Vocabulary
+    chunks: tuple[tuple[corpus.Chunk, ...], ...]
+    num_buckets: int
+    num_partitions: int
+
+    def folder(self, stage: str) -> str:
+        """Where a stage leaves its files."""
+        return os.path.join(self.output_dir, WORK, stage)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairsTask:
+    """Stage 2: one bucket at one length, once."""
+
+    seq_length: int
+    duplicate: int
+    bucket: int
+
+    @property
+    def name(self) -> str:
+        """Its file."""
+        return f"seq{self.seq_length}-{self.duplicate:03d}-{self.bucket:05d}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShuffleTask:
+    """Stage 3: one partition, whose first example has rank `first_rank`."""
+
+    split: str
+    seq_length: int
+    partition: int
+    first_rank: int
+
+    @property
+    def name(self) -> str:
+        """Its file."""
+        return f"{self.split}-seq{self.seq_length}-{self.partition:05d}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """Stage 4: one shard."""
+
+    split: str
+    seq_length: int
+    shard: int
+
+
+class Tasks:
+    """The stages, bound to a plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._options = plan.options
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self._plan.vocabulary, self._options.lower_case)
+
+    def documents(self, index: int) -> dict[str, Any]:
+        """Stage 1: tokenises the chunks of task `index`."""
+        path = os.path.join(self._plan.folder("documents"), f"{index:05d}")
+        return _once(path, lambda: self._documents(index))
+
+    def _documents(self, index: int) -> tuple[list[bytes], dict[str, Any]]:
+        parts = [self._tokenize(chunk) for chunk in self._plan.chunks[index]]
+        whole = Documents.concatenate(parts)
+        bucket = sharding.buckets(self._options.seed, whole.keys, self._plan.num_buckets)
+        held_out = sharding.is_eval(self._options.seed, whole.keys, self._options.eval_fraction)
+        groups = [
+            whole.select(np.flatnonzero(bucket == number)).pack()
+            for number in range(self._plan.num_buckets)
+        ]
+        return groups, {
+            "documents": {schema.TRAIN: int((~held_out).sum()), schema.EVAL: int(held_out.sum())}
+        }
+
+    def _tokenize(self, chunk: corpus.Chunk) -> Documents:
+        texts = corpus.documents(chunk)
+        ids, lengths = self._tokenizer.encode([line for text in texts for line in text])
+        dtype = np.uint16 if len(self._plan.vocabulary) <= 1 << 16 else np.int32
+        owner = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+        counts = np.bincount(owner[lengths > 0], minlength=len(texts))
+        ordinals = chunk.first_ordinal + np.arange(len(texts))
+        keys = sharding.document_keys(chunk.file.key, ordinals)
+        return Documents(
+            ids=ids.astype(dtype),
+            sentence_lengths=lengths[lengths > 0].astype(np.int32),
+            sentence_counts=counts[counts > 0].astype(np.int32),
+            keys=keys[counts > 0],
+        )
+
+    def pairs(self, task: PairsTask) -> dict[str, Any]:
+        """Stage 2: pairs the segments of a bucket."""
+        path = os.path.join(self._plan.folder("pairs"), task.name)
+        return _once(path, lambda: self._pairs(task))
+
+    def _pairs(self, task: PairsTask) -> tuple[list[bytes], dict[str, Any]]:
+        options = self._options
+        stored = [
+            spill.read(os.path.join(self._plan.folder("documents"), f"{index:05d}"), task.bucket)
+            for index in range(len(self._plan.chunks))
+        ]
+        whole = Documents.unpack(stored)
+        held_out = sharding.is_eval(options.seed, whole.keys, options.eval_fraction)
+        groups: list[bytes] = []
+        examples: dict[str, list[int]] = {}
+        random_next: dict[str, int] = {}
+        alone: dict[str, bool] = {}
+        for split in options.splits:
+            own = held_out if split == schema.EVAL else ~held_out
+            if split == schema.EVAL and task.duplicate > 0:
+                own = np.zeros_like(own)
+            members = whole.select(np.flatnonzero(own))
+            spans = segment_pairs(
+                members,
+                seq_length=task.seq_length,
+                seed=options.seed,
+                duplicate=task.duplicate,
+                short_seq_prob=options.short_seq_prob,
+            )
+            partition = sharding.partitions(spans.example_ids, self._plan.num_partitions)
+            order = np.argsort(partition, kind="stable")
+            sizes = np.bincount(partition, minlength=self._plan.num_partitions)
+            bounds = starts_of(sizes)
+            groups += [
+                spans.gather(members.ids, order[begin:end]).pack()
+                for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
+            ]
+            examples[split] = sizes.tolist()
+            random_next[split] = int(spans.random_next.sum())
+            alone[split] = len(members) == 1
+        return groups, {"examples": examples, "random_next": random_next, "alone": alone}
+
+    def shuffled(self, task: ShuffleTask) -> dict[str, Any]:
+        """Stage 3: ranks a partition's pairs and deals them out to shards."""
+        path = os.path.join(self._plan.folder("shuffled"), task.name)
+        return _once(path, lambda: self._shuffled(task))
+
+    def _shuffled(self, task: ShuffleTask) -> tuple[list[bytes], dict[str, Any]]:
+        group = self._plan.options.splits.index(task.split) * self._plan.num_partitions
+        group += task.partition
+        stored = [
+            spill.read(os.path.join(self._plan.folder("pairs"), source.name), group)
+            for source in pairs_tasks(self._plan)
+            if source.seq_length == task.seq_length
+        ]
+        pairs = Pairs.unpack(stored)
+        by_rank = np.argsort(pairs.example_ids, kind="stable")
+        shard = (task.first_rank + np.arange(len(pairs))) % self._options.num_shards
+        groups = [
+            pairs.select(by_rank[shard == number]).pack()
+            for number in range(self._options.num_shards)
+        ]
+        return groups, {}
+
+    def shards(self, task: ShardTask) -> dict[str, Any]:
+        """Stage 4: writes a shard; skips one that is there with the hash it was written with."""
+        options = self._options
+        name = schema.shard_name(task.split, task.seq_length, task.shard, options.num_shards)
+        path = os.path.join(self._plan.output_dir, name)
+        shard = recorded_shard(self._plan, name)
+        if shard is None or not writer.is_intact(self._plan.output_dir, shard):
+            shard = writer.write_shard(path, self._records(task))
+            record_shard(self._plan, shard)
+        return dataclasses.asdict(shard)
+
+    def _records(self, task: ShardTask) -> Iterator[list[bytes]]:
+        options, vocabulary = self._options, self._plan.vocabulary
+        masking = Masking(
+            masked_lm_prob=options.masked_lm_prob,
+            max_predictions_per_seq=options.max_predictions(task.seq_length),
+            whole_word=options.whole_word_mask,
+            mask_id=vocabulary.ids[MASK],
+            replacements=vocabulary.replacements,
+            continues_word=vocabulary.continues_word,
+        )
+        for partition in range(self._plan.num_partitions):
+            source = f"{task.split}-seq{task.seq_length}-{partition:05d}"
+            stored = spill.read(os.path.join(self._plan.folder("shuffled"), source), task.shard)
+            for block in Pairs.unpack([stored]).blocks(_BLOCK_ROWS):
+                yield encoding.serialize(
+                    block, seq_length=task.seq_length, vocabulary=vocabulary, masking=masking
+                )
+
+
+def record_shard(plan: Plan, shard: Shard) -> None:
+    """Remembers a finished shard and its hash, for a build that resumes."""
+    path = os.path.join(plan.folder("shards"), f"{shard.file}.json")
+    files.write_text(path, json.dumps(dataclasses.asdict(shard)))
+
+
+def recorded_shard(plan: Plan, name: str) -> Shard | None:
+    """What is remembered of a shard."""
+    path = os.path.join(plan.folder("shards"), f"{name}.json")
+    if not tf.io.gfile.exists(path):
+        return None
+    return Shard(**json.loads(files.read_bytes(path)))
+
+
+def _once(path: str, make: Callable[[], tuple[list[bytes], dict[str, Any]]]) -> dict[str, Any]:
+    if not tf.io.gfile.exists(path):
+        groups, summary = make()
+        spill.write(path, groups, summary)
+    return spill.summary(path)
+
+
+def pairs_tasks(plan: Plan) -> list[PairsTask]:
+    """The tasks of stage 2."""
+    return [
+        PairsTask(seq_length=seq_length, duplicate=duplicate, bucket=bucket)
+        for seq_length in plan.options.seq_lengths
+        for duplicate in range(plan.options.dupe_factor)
+        for bucket in range(plan.num_buckets)
+    ]
+
+
+def shuffle_tasks(
+    plan: Plan, examples: Mapping[str, Mapping[str, Sequence[int]]]
+) -> list[ShuffleTask]:
+    """The tasks of stage 3.
+
+    Args:
+        plan: the plan.
+        examples: by length and split, the examples in each partition.
+    """
+    return [
+        ShuffleTask(split=split, seq_length=length, partition=partition, first_rank=first)
+        for length in plan.options.seq_lengths
+        for split in plan.options.splits
+        for partition, first in enumerate(starts_of(examples[f"{length}"][split])[:-1].tolist())
+    ]
+
+
+def shard_tasks(plan: Plan) -> list[ShardTask]:
+    """The tasks of stage 4."""
+    return [
+        ShardTask(split=split, seq_length=seq_length, shard=shard)
+        for seq_length in plan.options.seq_lengths
+        for split in plan.options.splits
+        for shard in range(plan.options.num_shards)
+    ]
+
+
+def group_chunks(
+    chunks: Iterable[corpus.Chunk], task_bytes: int
+) -> tuple[tuple[corpus.Chunk, ...], ...]:
+    """Gathers consecutive chunks into tasks of about `task_bytes`."""
+    groups: list[tuple[corpus.Chunk, ...]] = []
+    current: list[corpus.Chunk] = []
+    size = 0
+    for chunk in chunks:
+        current.append(chunk)
+        size += chunk.end - chunk.begin
+        if size >= task_bytes:
+            groups.append(tuple(current))
+            current, size = [], 0
+    if current:
+        groups.append(tuple(current))
+    return tuple(groups)
