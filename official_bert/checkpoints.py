@@ -1,0 +1,108 @@
+"""Finding checkpoints and restoring every weight of a model from one, or saying why not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+from tfrecords.errors import UserError
+
+_STEP = "global_step/.ATTRIBUTES/VARIABLE_VALUE"
+_TRAINED_POOLER = "next_sentence.pooler_dense"
+
+
+def latest(path: str) -> str:
+    """The checkpoint prefix that `path` names: itself, or the newest of a folder.
+
+    Args:
+      path: a model_dir, or a checkpoint prefix such as `run/ckpt-500`.
+
+    Raises:
+      UserError: there is no checkpoint.
+    """
+    prefix = tf.train.latest_checkpoint(path) if tf.io.gfile.isdir(path) else path
+    if prefix is None or not tf.io.gfile.exists(f"{prefix}.index"):
+        raise UserError(
+            f"no checkpoint at {path}; expected a model_dir with a finished save, or a prefix "
+            "such as model_dir/ckpt-500"
+        )
+    return prefix
+
+
+def exists(model_dir: str) -> bool:
+    """Whether a folder holds a checkpoint that its `checkpoint` file names."""
+    return tf.io.gfile.isdir(model_dir) and tf.train.latest_checkpoint(model_dir) is not None
+
+
+def step_of(prefix: str) -> int:
+    """The global step a checkpoint was saved at; 0 where it does not say."""
+    reader = tf.train.load_checkpoint(prefix)
+    return int(reader.get_tensor(_STEP)) if reader.has_tensor(_STEP) else 0
+
+
+def restore_model(path: str, model: tf_keras.Model) -> str:
+    """Restores all weights of a built model, and nothing of an optimizer.
+
+    A checkpoint of a whole run (`model/...`) fills every weight, heads included. One without a
+    whole model, as Model Garden publishes encoders, fills what `model.checkpoint_items` names.
+
+    Args:
+      path: a model_dir or a checkpoint prefix.
+      model: the model, its variables created.
+
+    Returns:
+      The prefix that was restored.
+
+    Raises:
+      UserError: no checkpoint, or one of another architecture.
+    """
+    prefix = latest(path)
+    items = {"model": model} if "model" in _roots(prefix) else model.checkpoint_items
+    _read(prefix, items)
+    return prefix
+
+
+def restore_encoder(path: str, encoder: tf_keras.Model) -> str:
+    """Restores the encoder's weights from a pretraining checkpoint.
+
+    The encoder's pooler is filled from the trained pooler of the next-sentence head, the one
+    that pretraining moved.
+
+    Args:
+      path: a model_dir or a checkpoint prefix.
+      encoder: a Model Garden BERT encoder, its variables created.
+
+    Returns:
+      The prefix that was restored.
+
+    Raises:
+      UserError: no checkpoint, or one of another architecture.
+    """
+    prefix = latest(path)
+    roots = _roots(prefix)
+    _read(prefix, {"encoder" if "encoder" in roots else "model": encoder})
+    if _TRAINED_POOLER in roots:
+        _read(prefix, {_TRAINED_POOLER: encoder.pooler_layer})
+    return prefix
+
+
+def _roots(prefix: str) -> set[str]:
+    # The names of tensors follow the shortest path to each variable, so they do not tell what
+    # was saved under which name; the object graph does.
+    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    reader = tf.train.load_checkpoint(prefix)
+    graph.ParseFromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
+    return {child.local_name for child in graph.nodes[0].children}
+
+
+def _read(prefix: str, items: Mapping[str, Any]) -> None:
+    try:
+        status = tf.train.Checkpoint(**items).read(prefix)
+        status.assert_existing_objects_matched().expect_partial()
+    except (AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{prefix} is a checkpoint of another architecture than the config's: {reason}"
+        ) from error

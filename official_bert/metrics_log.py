@@ -1,0 +1,46 @@
+"""`metrics.jsonl`: one JSON object a line, in step order, consistent with the checkpoints."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tfrecords import files
+
+METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"
+
+
+class MetricsLog:
+    """Appends rows to a JSON-lines file; a restarted run cuts it back to its checkpoint.
+
+    Args:
+      path: the file; created with the first row.
+
+    Example:
+      >>> log = MetricsLog("run/metrics.jsonl")
+      >>> log.cut_back(500)       # rows after the restored step are going to be written again
+      >>> log.append([{"step": 501, "loss": 6.25}])
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds rows at the end, and hands them to the file system before it returns."""
+        with tf.io.gfile.GFile(self.path, "a") as stream:
+            stream.write("".join(json.dumps(dict(row)) + "\n" for row in rows))
+
+    def cut_back(self, step: int) -> None:
+        """Drops the rows after `step`, and a last line that a kill left unfinished."""
+        if tf.io.gfile.exists(self.path):
+            rows = [row for row in read(self.path) if row["step"] <= step]
+            files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """All whole rows of a metrics file, in order; an unfinished last line is left out."""
+    lines = files.read_bytes(path).decode("utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,58 @@
+r"""Trains one experiment on the TF Model Garden, with Model Garden's own flags.
+
+Example::
+
+  python -m official_bert.train --experiment=bert/large_batch_pretraining \
+    --config_file=bert_tiny_phase1.yaml \
+    --params_override=task.train_data.input_path=shards,task.validation_data.input_path=shards \
+    --mode=train_and_eval --model_dir=run/phase1
+
+Run again with the same flags, it continues from the newest checkpoint in --model_dir.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from official_bert import configuration, experiments, preflight, runner
+from tfrecords import command
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "experiment", experiments.PRETRAINING, "Registered experiment.", flag_values=FLAGS
+)
+flags.DEFINE_multi_string(
+    "config_file", [], "YAML file, or the name of a packaged recipe; later ones win.",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_string(
+    "params_override", "", "YAML, JSON, a file, or a.b=1,c.d=x; wins over the files.",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_enum("mode", "train_and_eval", runner.MODES, "What to run.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "model_dir", None, "Folder of the run.", required=True, flag_values=FLAGS
+)  # fmt: skip
+
+
+def body(flag_values: flags.FlagValues) -> None:
+    """Loads the config, checks it against the data, and runs it."""
+    experiments.register()
+    params = configuration.load(
+        flag_values.experiment, flag_values.config_file, flag_values.params_override
+    )
+    preflight.check(params, flag_values.mode)
+    result = runner.run(params, flag_values.model_dir, flag_values.mode)
+    print(f"{flag_values.model_dir}: step {result.global_step}")
+    for name, value in result.evaluation.items():
+        print(f"  {name} {value:.4f}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; see the module's docstring."""
+    return command.run(body, FLAGS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
