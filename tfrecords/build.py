@@ -21,6 +21,8 @@ from tfrecords.errors import UserError
 from tfrecords.vocabulary import Vocabulary
 
 _MIN_SEQ_LENGTH = 16
+# What a sort key of `tfrecords.masking` has bits for.
+_MAX_SEQ_LENGTH = 1 << 16
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -42,23 +44,23 @@ flags.DEFINE_integer(
     "dupe_factor", 5, "Times each training document is cut, paired and masked anew.",
     lower_bound=1, upper_bound=999, flag_values=FLAGS,
 )  # fmt: skip
-flags.DEFINE_integer("seed", 0, "Of every random choice.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "seed", 0, "Of every random choice.", lower_bound=0, upper_bound=(1 << 63) - 1,
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_integer(
     "num_processes", os.cpu_count() or 1, "Processes to work in.", lower_bound=1, flag_values=FLAGS
 )
 flags.DEFINE_float(
     "eval_fraction", 0.0, "The share of documents held out as the split eval.",
-    lower_bound=0.0, upper_bound=1.0, flag_values=FLAGS,
+    flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_bool("lower_case", True, "Lower-case text, strip accents.", flag_values=FLAGS)
 flags.DEFINE_float(
     "short_seq_prob", 0.1, "The share of documents cut at a random shorter length.",
-    lower_bound=0.0, upper_bound=1.0, flag_values=FLAGS,
-)  # fmt: skip
-flags.DEFINE_float(
-    "masked_lm_prob", 0.15, "The share of tokens to guess.", lower_bound=0.0, upper_bound=1.0,
     flag_values=FLAGS,
 )  # fmt: skip
+flags.DEFINE_float("masked_lm_prob", 0.15, "The share of tokens to guess.", flag_values=FLAGS)
 flags.DEFINE_bool("whole_word_mask", True, "Mask the pieces of a word together.", flag_values=FLAGS)
 flags.DEFINE_list(
     "max_predictions_per_seq", None,
@@ -79,17 +81,26 @@ def options_from(flag_values: flags.FlagValues) -> stages.Options:
     """The options that the flags say.
 
     Raises:
-        UserError: a list is malformed or a length cannot be used.
+        UserError: a list is malformed, a length cannot be used or a share is out of its range.
     """
-    lengths = _integers("seq_lengths", flag_values.seq_lengths, _MIN_SEQ_LENGTH)
+    prob, held_out = flag_values.masked_lm_prob, flag_values.eval_fraction
+    short = flag_values.short_seq_prob
+    # Here, since absl's bounds include their ends and let NaN through.
+    for name, value, expected, is_fine in (
+        ("masked_lm_prob", prob, "above 0 and up to 1", 0 < prob <= 1),
+        ("eval_fraction", held_out, "from 0 to below 1", 0 <= held_out < 1),
+        ("short_seq_prob", short, "from 0 to 1", 0 <= short <= 1),
+    ):
+        if not is_fine:
+            raise UserError(f"--{name} is {value}; expected a number {expected}")
+    lengths = _integers("seq_lengths", flag_values.seq_lengths, _MIN_SEQ_LENGTH, _MAX_SEQ_LENGTH)
     if not lengths or len(set(lengths)) < len(lengths):
         raise UserError(f"--seq_lengths is {lengths}; give each length once, such as 128,512")
-    prob = flag_values.masked_lm_prob
     given = flag_values.max_predictions_per_seq
     if given is None:
         predictions = [schema.default_max_predictions(length, prob) for length in lengths]
     else:
-        predictions = _integers("max_predictions_per_seq", given, 1)
+        predictions = _integers("max_predictions_per_seq", given, 1, max(lengths))
         if len(predictions) != len(lengths):
             raise UserError(
                 f"--max_predictions_per_seq has {len(predictions)} numbers for {len(lengths)} "
@@ -108,11 +119,11 @@ def options_from(flag_values: flags.FlagValues) -> stages.Options:
     )
 
 
-def _integers(name: str, values: Iterable[str], lowest: int) -> list[int]:
+def _integers(name: str, values: Iterable[str], lowest: int, highest: int) -> list[int]:
     numbers = []
     for value in values:
-        if not value.strip().isdecimal() or int(value) < lowest:
-            raise UserError(f"--{name} has {value!r}; expected integers of at least {lowest}")
+        if not value.strip().isdecimal() or not lowest <= int(value) <= highest:
+            raise UserError(f"--{name} has {value!r}; expected integers, {lowest} to {highest}")
         numbers.append(int(value))
     return numbers
 

@@ -6,10 +6,12 @@ mark, with LF or CRLF; a name that ends in ``.gz`` is decompressed. Bytes that a
 U+FFFD, which BERT's tokenizer drops.
 """
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from typing import IO
 
@@ -149,7 +151,7 @@ def scan(
             )
         begin, first_ordinal = position, documents
 
-    with _open(file.path) as stream:
+    with _reading(file.path) as stream:
         for line in stream:
             digest.update(line)
             blank = _is_blank(line if position else line.removeprefix(_BYTE_ORDER_MARK))
@@ -174,7 +176,7 @@ def scan(
 
 def documents(chunk: Chunk) -> list[list[str]]:
     """The documents of a chunk: lines without surrounding white space, none of them empty."""
-    with _open(chunk.file.path) as stream:
+    with _reading(chunk.file.path) as stream:
         stream.seek(chunk.begin)
         content = stream.read(chunk.end - chunk.begin)
     if chunk.begin == 0:
@@ -191,7 +193,7 @@ def documents(chunk: Chunk) -> list[list[str]]:
 
 def lines(file: TextFile) -> Iterator[tuple[str, int]]:
     """The non-blank lines of a file, each with the number of bytes it took."""
-    with _open(file.path) as stream:
+    with _reading(file.path) as stream:
         first = True
         for line in stream:
             text = (line.removeprefix(_BYTE_ORDER_MARK) if first else line).decode(
@@ -213,6 +215,17 @@ def _is_blank(line: bytes) -> bool:
     if 0x21 <= stripped[0] < 0x80:
         return False
     return not stripped.decode("utf-8", errors="replace").strip()
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[IO[bytes]]:
+    try:
+        with _open(path) as stream:
+            yield stream
+    except (OSError, EOFError, zlib.error, tf.errors.OpError) as error:
+        raise UserError(
+            f"cannot read {path} ({error}); mend it or leave it out of --input"
+        ) from error
 
 
 def _open(path: str) -> IO[bytes]:

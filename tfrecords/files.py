@@ -10,6 +10,12 @@ import tensorflow as tf
 
 PARTIAL = ".partial-"
 _BLOCK = 1 << 20
+_FILE_SYSTEM_ERRORS = (
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.ResourceExhaustedError,
+)
 
 
 @contextlib.contextmanager
@@ -17,7 +23,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     """Yields a temporary name beside `path` to write to; on success it becomes `path`.
 
     If the block raises, the temporary file is removed and `path` is as it was. A process killed
-    inside the block leaves a file whose name contains `PARTIAL`, which nothing ever reads.
+    inside the block leaves a file whose name contains `PARTIAL`, which nothing ever reads. What
+    TensorFlow's file system cannot do raises OSError, as Python's own does.
 
     Example:
         >>> with atomic_path("/tmp/vocab.txt") as name:
@@ -28,16 +35,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     try:
         yield temporary
         tf.io.gfile.rename(temporary, path, overwrite=True)
+    except _FILE_SYSTEM_ERRORS as error:
+        raise OSError(f"cannot write {path}: {error.message}") from error
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.remove(temporary)
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Makes a folder and those above it, where they are missing; OSError where it cannot."""
+    try:
+        tf.io.gfile.makedirs(os.fspath(path))
+    except tf.errors.OpError as error:
+        raise OSError(f"cannot make the folder {os.fspath(path)}: {error.message}") from error
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Makes `path` hold `content`, atomically; the folder is created where it is missing."""
     folder = os.path.dirname(os.fspath(path))
     if folder:
-        tf.io.gfile.makedirs(folder)
+        make_folder(folder)
     with atomic_path(path) as temporary, tf.io.gfile.GFile(temporary, "wb") as output:
         output.write(content)
 

@@ -66,7 +66,7 @@ class Order:
         """
         epoch, skip = divmod(start_step * self.batch_size, self.epoch_size)
         if len(self.shards) == 1 or min(self.counts) < self.batch_size:
-            return self._together(epoch, skip)
+            return self._by_index(epoch, skip)
         return self._one_by_one(epoch, skip)
 
     def _one_by_one(self, epoch: int, skip: int) -> tf.data.Dataset:
@@ -89,18 +89,18 @@ class Order:
         numbers = tf.data.Dataset.range(epoch, _FOREVER)
         return numbers.flat_map(visits).skip(whole).enumerate().map(piece)
 
-    def _together(self, epoch: int, skip: int) -> tf.data.Dataset:
-        """A piece an epoch, over all shards of the worker.
+    def _by_index(self, epoch: int, skip: int) -> tf.data.Dataset:
+        """A piece a shard too; what was moved to an epoch's end is one piece, of several shards.
 
         What an epoch ends with depends on what was moved there, and so back to epoch 0; only the
-        indices are computed again on a restart, nothing is read.
+        indices, 8 bytes an example, are computed again on a restart, nothing is read.
         """
-        shards = tf.constant(self.shards, tf.int64)
-        owners = np.repeat(np.arange(len(self.shards)), self.counts)
-        numbers = tf.constant(np.array(self.shards)[owners], tf.int64)
+        shards, counts = tf.constant(self.shards, tf.int64), tf.constant(self.counts, tf.int64)
+        owners = tf.repeat(tf.range(len(self.shards), dtype=tf.int64), counts)
+        numbers = tf.gather(shards, owners)
         records = tf.constant(np.concatenate([np.arange(count) for count in self.counts]), tf.int64)
 
-        def next_epoch(held: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def next_epoch(held: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tuple]:
             order = hashing.order_of(self._record_bits(number, numbers, records))
             ranks = tf.argsort(self._shard_order(number))
             order = tf.gather(
@@ -113,13 +113,26 @@ class Order:
                 moves &= tf.reduce_any(moves[: self.batch_size - spanning])
             order = tf.concat([order[~moves], order[moves]], 0)
             tail = (number + 1) * self.epoch_size % self.batch_size
-            return order[self.epoch_size - tail :], order
+            kept = self.epoch_size - tf.math.count_nonzero(moves)
+            return order[self.epoch_size - tail :], (order, kept)
 
-        def piece(visit: tf.Tensor, order: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return shards, order[tf.where(visit == 0, tf.constant(skip, tf.int64), 0) :]
+        def cut(visit: tf.Tensor, epoch: tuple[tf.Tensor, tf.Tensor]) -> tf.data.Dataset:
+            done = tf.where(visit == 0, tf.constant(skip, tf.int64), 0)
+            order, kept = epoch[0][done:], epoch[1] - done
+            owner = tf.gather(owners, order)
+            is_next = (owner[1:] != owner[:-1]) & (tf.range(1, tf.size(order, tf.int64)) <= kept)
+            bounds = tf.concat([[0], tf.where(is_next)[:, 0] + 1, [tf.size(order, tf.int64)]], 0)
+            ranges = tf.data.Dataset.from_tensor_slices((bounds[:-1], bounds[1:]))
+            return ranges.map(lambda begin, end: piece(order[begin:end]))
+
+        def piece(order: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            owner = tf.gather(owners, order)
+            indices, slots = tf.unique(owner)
+            begins = tf.cumsum(tf.gather(counts, indices), exclusive=True)
+            return tf.gather(shards, indices), tf.gather(records, order) + tf.gather(begins, slots)
 
         epochs = tf.data.Dataset.range(_FOREVER).scan(tf.zeros((0,), tf.int64), next_epoch)
-        return epochs.skip(epoch).enumerate().map(piece)
+        return epochs.skip(epoch).enumerate().flat_map(cut)
 
     def _record_bits(self, epoch: tf.Tensor, shard: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
         return hashing.mix_tensors(self.seed, epoch, shard, _RECORD_ORDER, records)

@@ -44,12 +44,25 @@ def build(
             nothing on disk has changed then.
     """
     plan, identity = make_plan(input_patterns, vocabulary, output_dir, options)
+    is_new = not tf.io.gfile.exists(output_dir)
     finished = _check_folder(plan, identity)
+    if finished is not None and _is_intact(finished):
+        _discard_work(plan)
+        return finished
+    _open_work(plan, identity)
     if finished is not None:
-        if _is_intact(finished):
-            return finished
         _remember_shards(plan, finished)
-    return _Run(plan, identity, num_processes).run()
+    try:
+        return _Run(plan, identity, num_processes).run()
+    except _TooLittleTextError:
+        _discard_work(plan)
+        if is_new and not tf.io.gfile.listdir(output_dir):
+            tf.io.gfile.rmtree(output_dir)
+        raise
+
+
+class _TooLittleTextError(UserError):
+    """What the options ask for cannot be had from this text, which only stage 2 can tell."""
 
 
 def make_plan(
@@ -161,7 +174,9 @@ def _is_intact(manifest: Manifest) -> bool:
         writer.is_intact(manifest.directory, shard)
         for shard in command.progress(shards, desc="verifying shards", unit="shard")
     ]
-    return all(checks) and tf.io.gfile.exists(manifest.vocabulary_file)
+    copy = manifest.vocabulary_file
+    is_same = tf.io.gfile.exists(copy) and files.sha256(copy) == manifest.vocabulary_sha256
+    return all(checks) and is_same
 
 
 def _remember_shards(plan: stages.Plan, manifest: Manifest) -> None:
@@ -174,6 +189,28 @@ def _remember_shards(plan: stages.Plan, manifest: Manifest) -> None:
 
 def _state_path(plan: stages.Plan, name: str) -> str:
     return os.path.join(plan.output_dir, stages.WORK, f"{name}.json")
+
+
+def _open_work(plan: stages.Plan, identity: Mapping[str, Any]) -> None:
+    """Makes the folder of intermediate files, or keeps that of the same build."""
+    if not tf.io.gfile.exists(_state_path(plan, "plan")):
+        _discard_work(plan)
+    for stage in _DESCRIPTIONS:
+        files.make_folder(plan.folder(stage))
+    files.write_text(_state_path(plan, "plan"), json.dumps(identity))
+
+
+def _discard_work(plan: stages.Plan) -> None:
+    """Removes the intermediate files.
+
+    The plan goes first: whatever a removal that is killed leaves is then without one, and is no
+    part of any build.
+    """
+    work = os.path.dirname(_state_path(plan, "plan"))
+    if tf.io.gfile.exists(_state_path(plan, "plan")):
+        tf.io.gfile.remove(_state_path(plan, "plan"))
+    if tf.io.gfile.isdir(work):
+        tf.io.gfile.rmtree(work)
 
 
 _tasks: stages.Tasks | None = None
@@ -200,9 +237,6 @@ class _Run:
 
     def run(self) -> Manifest:
         plan = self._plan
-        for stage in ("documents", "pairs", "shuffled", "shards"):
-            tf.io.gfile.makedirs(plan.folder(stage))
-        files.write_text(_state_path(plan, "plan"), json.dumps(self._identity))
         with self._workers():
             documents = self._stage("documents", range(len(plan.chunks)), _sum_documents)
             pairs = self._stage("pairs", stages.pairs_tasks(plan), self._sum_pairs)
@@ -303,10 +337,7 @@ class _Run:
                     f"{sum(documents.values())} documents; give a larger one, or 0"
                 )
         if problem is not None:
-            tf.io.gfile.rmtree(os.path.join(self._plan.output_dir, stages.WORK))
-            if not tf.io.gfile.listdir(self._plan.output_dir):
-                tf.io.gfile.rmtree(self._plan.output_dir)
-            raise UserError(problem)
+            raise _TooLittleTextError(problem)
 
     def _finish(
         self,
@@ -346,7 +377,7 @@ class _Run:
         )
         files.write_bytes(manifest.vocabulary_file, plan.vocabulary.content)
         manifest.save()
-        tf.io.gfile.rmtree(os.path.join(plan.output_dir, stages.WORK))
+        _discard_work(plan)
         files.remove_partial(plan.output_dir)
         return manifest
 

@@ -51,7 +51,8 @@ def read(
         num_workers: W, a divisor of B and of the number of shards.
         worker_index: i.
         input_context: gives W and i in place of the two before, as its number of input pipelines
-            and the number of this one.
+            and the number of this one. Where a pipeline feeds several replicas, each takes a batch
+            of its own: `rebatch` to B / replicas first.
         seed: of the order.
         start_step: the first batch is that of step `start_step` + 1, the next after `start_step`
             were consumed.

@@ -74,7 +74,7 @@ def check_batch(global_batch_size: int, num_workers: int) -> int:
 
 
 def _multiples(value: int, divisor: int) -> str:
-    below = value // divisor * divisor
+    below = max(value, 0) // divisor * divisor
     return " or ".join(str(count) for count in (below, below + divisor) if count > 0)
 
 

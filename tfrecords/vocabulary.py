@@ -51,8 +51,8 @@ class Vocabulary:
         path: where it came from, for messages.
 
     Raises:
-        UserError: a token occurs twice or is empty, a special token is missing, or [PAD] is not
-            id 0, the value that fills rows up.
+        UserError: a token occurs twice or is empty, a special token is missing, there is no other
+            token, or [PAD] is not id 0, the value that fills rows up.
 
     Example:
         >>> Vocabulary.load("vocab.txt").ids["[MASK]"]
@@ -79,6 +79,8 @@ class Vocabulary:
                 f"{self.path}: {', '.join(missing)} missing; a BERT vocabulary has "
                 f"{', '.join(SPECIAL_TOKENS)}; is it the right file?"
             )
+        if not len(self.replacements):
+            raise UserError(f"{self.path}: no word pieces beside the special tokens; add some")
         if first[PAD] != 0:
             raise UserError(
                 f"{self.path}: {PAD} is on line {first[PAD] + 1}; it must be on line 1, since "

@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -248,6 +249,57 @@ def test_a_finished_build_is_left_alone_and_a_damaged_one_mended(
     victim.unlink()
     assert build.main(arguments) == 0
     assert contents(folder) == before
+    (folder / "vocab.txt").write_text("[PAD]\n")
+    assert build.main(arguments) == 0
+    assert contents(folder) == before
+
+
+def test_a_removal_of_intermediate_files_that_was_killed(
+    corpus_dir: pathlib.Path,
+    vocab_file: pathlib.Path,
+    shards: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "again"
+    arguments = build_arguments(corpus_dir, vocab_file, folder)
+    rmtree = tf.io.gfile.rmtree
+
+    def rmtree_or_stop(path: str) -> None:
+        if path.endswith(stages.WORK):
+            for part in ("shuffled", "plan.json"):
+                victim = pathlib.Path(path) / part
+                if victim.is_dir():
+                    shutil.rmtree(victim)
+                victim.unlink(missing_ok=True)
+            raise Stopped
+        rmtree(path)
+
+    # The text is too short for so many shards, which is noticed when much is on disk.
+    monkeypatch.setattr(tf.io.gfile, "rmtree", rmtree_or_stop)
+    with pytest.raises(Stopped):
+        build.main([*arguments, "--num_shards=90000", "--seed=8"])
+    # Nothing of that build may find its way into another one.
+    monkeypatch.undo()
+    assert build.main(arguments) == 0
+    assert contents(folder) == contents(shards)
+
+    victim = next(folder.glob("train-*"))
+    victim.unlink()
+    monkeypatch.setattr(tf.io.gfile, "rmtree", rmtree_or_stop)
+    with pytest.raises(Stopped):
+        build.main(arguments)
+    monkeypatch.undo()
+    assert build.main(arguments) == 0
+    assert contents(folder) == contents(shards)
+    assert not (folder / stages.WORK).exists()
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        victim.unlink()
+        patch.setattr(tf.io.gfile, "rmtree", rmtree_or_stop)
+        build.main(arguments)
+    victim.unlink()
+    assert build.main(arguments) == 0
+    assert contents(folder) == contents(shards)
 
 
 @pytest.mark.parametrize(
@@ -302,14 +354,25 @@ def test_foreign_shards_are_refused(
     [
         (["--input=/nowhere/*.txt"], "--input '/nowhere/*.txt' matches no file; give"),
         (["--vocab_file=/nowhere/vocab.txt"], "no vocabulary at /nowhere/vocab.txt; train one"),
-        (["--seq_lengths=128,x"], "--seq_lengths has 'x'; expected integers of at least 16"),
-        (["--seq_lengths=8"], "--seq_lengths has '8'; expected integers of at least 16"),
+        (["--seq_lengths=128,x"], "--seq_lengths has 'x'; expected integers, 16 to 65536"),
+        (["--seq_lengths=8"], "--seq_lengths has '8'; expected integers, 16 to 65536"),
+        (["--seq_lengths=70000"], "--seq_lengths has '70000'; expected integers, 16 to 65536"),
+        (["--max_predictions_per_seq=9,65"], "has '65'; expected integers, 1 to 64"),
         (["--seq_lengths=32,32"], "give each length once"),
         (["--max_predictions_per_seq=5"], "has 1 numbers for 2 --seq_lengths"),
         (["--dupe_factor=0"], "dupe_factor"),
         (["--num_shards=many"], "num_shards"),
         (["--records=parquet"], "records"),
-        (["--masked_lm_prob=1.5"], "masked_lm_prob"),
+        (
+            ["--masked_lm_prob=1.5"],
+            "--masked_lm_prob is 1.5; expected a number above 0 and up to 1",
+        ),
+        (["--masked_lm_prob=0"], "--masked_lm_prob is 0.0; expected a number above 0"),
+        (["--masked_lm_prob=nan"], "--masked_lm_prob is nan; expected a number above 0"),
+        (["--eval_fraction=nan"], "--eval_fraction is nan; expected a number from 0 to below 1"),
+        (["--eval_fraction=1"], "--eval_fraction is 1.0; expected a number from 0 to below 1"),
+        (["--short_seq_prob=-1"], "--short_seq_prob is -1.0; expected a number from 0 to 1"),
+        ([f"--seed={1 << 63}"], "seed"),
         (["--nonsense=1"], "nonsense"),
         (["stray"], "unexpected argument 'stray'"),
         (["--num_shards=90000"], "fewer than --num_shards 90000; give more text or fewer shards"),
@@ -331,6 +394,26 @@ def test_bad_input_is_one_line(
     assert error.count("\n") == 1
     assert message in error
     assert not folder.exists()
+
+
+def test_refusals_change_nothing_on_disk(
+    corpus_dir: pathlib.Path,
+    vocab_file: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    too_many = "--num_shards=90000"
+    assert build.main([*build_arguments(corpus_dir, vocab_file, tmp_path / "empty"), too_many]) == 2
+    (tmp_path / "file").write_text("kept")
+    below = build_arguments(corpus_dir, vocab_file, tmp_path / "file" / "shards")
+    capsys.readouterr()
+    assert build.main(below) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: cannot make the folder {tmp_path}/file/shards")
+    assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file"]
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_an_empty_corpus_is_refused(

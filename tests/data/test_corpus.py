@@ -35,6 +35,22 @@ def test_literal(tmp_path: pathlib.Path) -> None:
     assert documents(packed) == expected
 
 
+def test_a_damaged_archive_is_named(tmp_path: pathlib.Path) -> None:
+    whole = gzip.compress(b"".join(b"%d words\n" % (number**5) for number in range(2000)))
+    for name, content in (
+        ("cut", whole[:-50]),
+        ("none", b"plain text"),
+        ("damaged", whole[:500] + bytes(100) + whole[600:]),
+    ):
+        path = tmp_path / f"{name}.txt.gz"
+        path.write_bytes(content)
+        file = corpus.TextFile(path=str(path), key=path.name)
+        with pytest.raises(UserError, match=f"cannot read {path} .*; mend it"):
+            corpus.scan(file, corpus.BLANK_LINE, 100)
+        with pytest.raises(UserError, match=f"cannot read {path} .*; mend it"):
+            list(corpus.lines(file))
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.sampled_from([b"a b", b" x ", b"", b" ", b"\r", b"\xc2\xa0", b"\x1c", b"\xff"])),

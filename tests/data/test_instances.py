@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfrecords import instances
+from tfrecords import hashing, instances
 
 _SENTENCE_BITS = 12
 
@@ -54,6 +54,80 @@ def test_invariants(num_documents: int, seed: int, seq_length: int) -> None:
         if not random_next:
             # B begins within the sentence after A's last, unless truncation ate sentences between.
             assert second[0] > first[-1]
+
+
+def uniform(*words: int) -> float:
+    return float(hashing.uniform(hashing.mix(*words))[0])
+
+
+def original(
+    texts: list[list[list[int]]], owner: int, seeds: int, seq_length: int, short_seq_prob: float
+) -> list[tuple]:
+    """`create_instances_from_document` of google-research/bert, line by line, up to truncation.
+
+    Only the source of its random numbers is ours.
+    """
+    max_num_tokens = seq_length - 3
+    target = max_num_tokens
+    if uniform(seeds, instances._SHORT) < short_seq_prob:
+        target = 2 + int(uniform(seeds, instances._SHORT_TARGET) * (max_num_tokens - 1))
+    document = texts[owner]
+    found = []
+    chunk: list[list[int]] = []
+    i = 0
+    while i < len(document):
+        chunk.append(document[i])
+        if i == len(document) - 1 or sum(map(len, chunk)) >= target:
+            draw = hashing.mix(seeds, i - len(chunk) + 1)[0]
+            a_end = 1
+            if len(chunk) >= 2:
+                a_end = 1 + int(uniform(draw, instances._CUT) * (len(chunk) - 1))
+            first = [token for sentence in chunk[:a_end] for token in sentence]
+            second: list[int] = []
+            is_random = len(chunk) == 1 or uniform(draw, instances._COIN) < 0.5
+            if is_random:
+                partner = int(uniform(draw, instances._PARTNER) * (len(texts) - 1))
+                other = texts[partner + (partner >= owner)]
+                start = int(uniform(draw, instances._PARTNER_SENTENCE) * len(other))
+                for sentence in other[start:]:
+                    second.extend(sentence)
+                    if len(second) >= target - len(first):
+                        break
+                i -= len(chunk) - a_end
+            else:
+                second = [token for sentence in chunk[a_end:] for token in sentence]
+            found.append((first, second, is_random))
+            chunk = []
+        i += 1
+    return found
+
+
+@pytest.mark.parametrize(("seq_length", "longest"), [(16, 8), (64, 5), (64, 30), (128, 20)])
+@pytest.mark.parametrize("short_seq_prob", [0.0, 0.5])
+def test_pairs_are_those_of_the_original(
+    seq_length: int, longest: int, short_seq_prob: float
+) -> None:
+    documents = make_documents(30, seed=seq_length + longest, longest=longest)
+    sentences = [
+        part.tolist()
+        for part in np.split(documents.ids, np.cumsum(documents.sentence_lengths)[:-1])
+    ]
+    bounds = np.cumsum([0, *documents.sentence_counts])
+    texts = [sentences[bounds[k] : bounds[k + 1]] for k in range(len(documents))]
+    expected = []
+    for owner, key in enumerate(documents.keys):
+        seeds = hashing.mix(3, key, 1, seq_length)[0]
+        expected += original(texts, owner, seeds, seq_length, short_seq_prob)
+    pairs = cut(documents, 1, seq_length=seq_length, short_seq_prob=short_seq_prob)
+    assert len(pairs) == len(expected) > 20
+    for ours, (first, second, is_random) in zip(pairs, expected, strict=True):
+        kept = [len(first), len(second)]
+        while sum(kept) > seq_length - 3:
+            kept[0 if kept[0] > kept[1] else 1] -= 1
+        assert ([len(ours[0]), len(ours[1])], bool(ours[2])) == (kept, is_random)
+        for part, whole in zip(ours, (first, second), strict=False):
+            starts = range(len(whole) - len(part) + 1)
+            assert any(whole[at : at + len(part)] == part.tolist() for at in starts)
 
 
 def test_every_sentence_is_used() -> None:

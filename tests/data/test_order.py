@@ -117,6 +117,15 @@ def test_epochs_differ_and_shards_stay_whole() -> None:
     assert read(other, 0, 200) != epochs[0]
 
 
+def test_shards_smaller_than_a_batch_are_not_all_read_at_once() -> None:
+    counts = [7, 9, 8, 6, 9, 7, 8, 6, 9, 8, 7, 9]
+    order = Order(shards=range(len(counts)), counts=counts, worker_index=0, batch_size=12, seed=3)
+    sizes = [len(shards) for shards, _ in order.pieces(0).take(200).as_numpy_iterator()]
+    # Most pieces are a shard; one that was moved to an epoch's end holds less than a batch.
+    assert np.mean(np.array(sizes) == 1) > 0.8
+    assert max(sizes) <= 4
+
+
 def test_a_worker_with_less_than_a_batch() -> None:
     with pytest.raises(UserError, match="worker 1 has 5 examples in 2 shards, fewer than its bat"):
         Order(shards=[1, 3], counts=[3, 2], worker_index=1, batch_size=6, seed=0)
@@ -143,6 +152,8 @@ def test_worker_index_and_batch() -> None:
         UserError, match="98300 is no positive multiple of 1536 workers; use 96768 or 98304"
     ):
         sharding.check_batch(98_300, 1536)
+    with pytest.raises(UserError, match="-5 is no positive multiple of 2 workers; use 2$"):
+        sharding.check_batch(-5, 2)
 
 
 def test_hashes_agree() -> None:

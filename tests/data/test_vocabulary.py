@@ -61,6 +61,7 @@ def test_case(tmp_path: pathlib.Path) -> None:
         ("a\nb\n", r"\[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\] missing"),
         (SPECIAL + "a\nb\na\n", "'a' is on lines 6 and 8"),
         (SPECIAL + "a\n\nb\n", "line 7 is empty"),
+        (SPECIAL + "[unused0]\n", "no word pieces beside the special tokens"),
         ("a\n" + SPECIAL, r"\[PAD\] is on line 2; it must be on line 1"),
     ],
 )
@@ -77,6 +78,21 @@ def test_missing_or_binary_file(tmp_path: pathlib.Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="no UTF-8"):
         vocabulary.Vocabulary.load(tmp_path / "binary")
+
+
+def test_an_output_that_cannot_be_written(
+    corpus_dir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    for output in (tmp_path / "file" / "vocab.txt", tmp_path / "folder"):
+        arguments = [f"--input={corpus_dir}/two.txt", f"--output={output}", "--vocab_size=250"]
+        assert vocabulary.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: cannot ")
+        assert str(output.parent) in error
+        assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 @pytest.mark.parametrize(
