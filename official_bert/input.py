@@ -1,12 +1,14 @@
 """Shards written by `tfrecords.build` behind Model Garden's data-loader contract."""
 
 import dataclasses
+import os
 
 import tensorflow as tf
 from official.core import config_definitions
 from official.nlp.data import data_loader, data_loader_factory
 
 import tfrecords
+from tfrecords import files
 from tfrecords.errors import UserError
 from tfrecords.vocabulary import Vocabulary
 
@@ -62,6 +64,13 @@ class PretrainDataLoader(data_loader.DataLoader):
             start_step=start_step,
             training=params.is_training,
         )
+
+
+def keep_vocabulary(params: PretrainDataConfig, model_dir: str) -> None:
+    """Copies the shards' vocabulary into a run's folder: its weights mean nothing without it."""
+    manifest = tfrecords.Manifest.load(params.input_path)
+    copy = os.path.join(model_dir, os.path.basename(manifest.vocabulary_file))
+    files.write_bytes(copy, files.read_bytes(manifest.vocabulary_file))
 
 
 def check_shards(params: PretrainDataConfig, vocab_size: int) -> tfrecords.Manifest:

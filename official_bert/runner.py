@@ -1,7 +1,8 @@
 """One run: strategy, task, restore, training and evaluation, with everything it leaves on disk.
 
-A `model_dir` holds `params.yaml`, checkpoints, `metrics.jsonl` (a line a step),
-`evaluations.jsonl` (a line an evaluation) and TensorBoard summaries.
+A `model_dir` holds `params.yaml`, the vocabulary of a pretraining run, checkpoints,
+`metrics.jsonl` (a line a step), `evaluations.jsonl` (a line an evaluation) and TensorBoard
+summaries.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from official.modeling import performance
 from tqdm import tqdm
 
 from official_bert import checkpoints, configuration, devices, metrics_log, optimization
+from official_bert.input import PretrainDataConfig, keep_vocabulary
 from official_bert.trainer import Trainer
 from tfrecords import command, reader
 from tfrecords.errors import UserError
@@ -59,7 +61,8 @@ def run(
       mode: `train`, `eval` or `train_and_eval`.
       description: the name on the progress bar.
       task: built from `params.task` when None. Beyond Model Garden's interface it has
-        `build_inputs(params, input_context, start_step)` and `trained_variables(model)`.
+        `build_inputs(params, input_context, start_step)` and `trained_variables(model)`, and
+        its config has a `seed`.
 
     Raises:
       UserError: the mode, a batch or a device does not fit, or `model_dir` holds another run.
@@ -72,8 +75,7 @@ def run(
     performance.set_mixed_precision_policy(params.runtime.mixed_precision_dtype or "float32")
     strategy = devices.build_strategy(params.runtime)
     _check_batches(params, strategy.num_replicas_in_sync)
-    if hasattr(params.task, "seed"):
-        tf_keras.utils.set_random_seed(params.task.seed)
+    tf_keras.utils.set_random_seed(params.task.seed)
     screen = sys.stdout
     # orbit prints a running commentary of its own; ours is the progress bar.
     with contextlib.redirect_stdout(sys.stderr), strategy.scope():
@@ -126,6 +128,8 @@ class _Run:
         # folder may be touched.
         if mode != "eval":
             configuration.save(params, model_dir)
+            if isinstance(params.task.train_data, PretrainDataConfig):
+                keep_vocabulary(params.task.train_data, model_dir)
             self.metrics.cut_back(self.step)
             self.evaluations.cut_back(self.step)
 

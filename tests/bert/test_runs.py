@@ -45,7 +45,7 @@ def rows(model_dir: pathlib.Path) -> list[dict]:
     return metrics_log.read(model_dir / metrics_log.METRICS)
 
 
-def test_both_phases_log_every_step_and_improve(two_phases: pathlib.Path) -> None:
+def test_both_phases_log_every_step_and_improve(two_phases, shards) -> None:
     first, second = rows(two_phases / "phase1"), rows(two_phases / "phase2")
     assert [row["step"] for row in first] == list(range(1, STEPS + 1))
     assert [row["step"] for row in second] == list(range(1, 9))
@@ -56,6 +56,8 @@ def test_both_phases_log_every_step_and_improve(two_phases: pathlib.Path) -> Non
     assert [row["step"] for row in first if "trust_ratio_median" in row] == list(range(2, 31, 2))
     schedule = [row["learning_rate"] for row in first]
     assert schedule[:4] == pytest.approx([0.025, 0.05, 0.05, 0.05]) and schedule[-1] == 0.0
+    vocabulary = (shards / "vocab.txt").read_bytes()
+    assert (two_phases / "phase2" / "vocab.txt").read_bytes() == vocabulary
     evaluations = metrics_log.read(two_phases / "phase1" / metrics_log.EVALUATIONS)
     assert [row["step"] for row in evaluations] == [4, 8, 12, 16, 20, 24, 28, 30]
 

@@ -1,0 +1,129 @@
+"""What a finetuning run inherits: weights, the encoder's size, the vocabulary and its casing."""
+
+import dataclasses
+import os
+from typing import Any
+
+import tensorflow as tf
+from official.nlp.configs import encoders
+
+import tfrecords
+from official_bert import checkpoints, configuration, experiments
+from tfrecords.errors import UserError
+from tfrecords.vocabulary import SPECIAL_TOKENS, Vocabulary
+
+VOCABULARY = "vocab.txt"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartingPoint:
+    """Where a finetuning run starts.
+
+    Attributes:
+        checkpoint: the prefix to restore the encoder from; empty for random weights.
+        encoder: the encoder's config.
+        vocabulary: the word pieces that the encoder's embedding rows stand for.
+        lower_case: whether text is lower-cased before it is cut into them.
+    """
+
+    checkpoint: str
+    encoder: encoders.EncoderConfig
+    vocabulary: Vocabulary
+    lower_case: bool
+
+
+def find(
+    init_checkpoint: str = "",
+    config_file: str = "",
+    vocab_file: str = "",
+    lower_case: bool | None = None,
+) -> StartingPoint:
+    """Gathers what a pretraining run says of itself; what is given explicitly wins.
+
+    The vocabulary is looked for in the run's folder, in its shards' folder and in the folder
+    above; the casing in the shards' manifest, else in the vocabulary: one with capitals is
+    cased.
+
+    Args:
+        init_checkpoint: a pretraining `model_dir`, a checkpoint in one, or empty.
+        config_file: a recipe or `params.yaml` that says the encoder's size.
+        vocab_file: the vocabulary.
+        lower_case: the casing.
+
+    Raises:
+        UserError: no checkpoint, no encoder config or no vocabulary to be found, or a
+            vocabulary that is not the encoder's.
+
+    Example:
+        >>> find("run/phase2").encoder.get().num_layers
+        12
+    """
+    checkpoint = checkpoints.latest(init_checkpoint) if init_checkpoint else ""
+    run = os.path.dirname(checkpoint) if checkpoint else ""
+    saved = _saved_task(run)
+    encoder = _encoder(saved, config_file, run)
+    manifest = _manifest(saved)
+    vocabulary = Vocabulary.load(vocab_file or _find_vocabulary(run, manifest))
+    if manifest is not None:
+        manifest.check_vocabulary(vocabulary)
+    _check_size(vocabulary, encoder)
+    if lower_case is None:
+        lower_case = manifest.lower_case if manifest else not _has_capitals(vocabulary)
+    return StartingPoint(
+        checkpoint=checkpoint, encoder=encoder, vocabulary=vocabulary, lower_case=lower_case
+    )
+
+
+def _saved_task(run: str) -> dict[str, Any]:
+    if not run or not tf.io.gfile.exists(os.path.join(run, configuration.PARAMS_FILE)):
+        return {}
+    return configuration.read_saved(run).get("task", {})
+
+
+def _encoder(saved: dict[str, Any], config_file: str, run: str) -> encoders.EncoderConfig:
+    if config_file:
+        return configuration.load(experiments.PRETRAINING, [config_file]).task.model.encoder
+    if "encoder" not in saved.get("model", {}):
+        missing = (
+            f"{run} holds no {configuration.PARAMS_FILE} with task.model.encoder"
+            if run
+            else "--init_checkpoint is empty"
+        )
+        raise UserError(
+            f"{missing}, so the encoder's size is unknown; give --config_file, a recipe or "
+            f"{configuration.PARAMS_FILE} that says it"
+        )
+    encoder = encoders.EncoderConfig()
+    encoder.override(saved["model"]["encoder"], is_strict=True)
+    return encoder
+
+
+def _manifest(saved: dict[str, Any]) -> tfrecords.Manifest | None:
+    """The manifest of the run's shards, where they are still there."""
+    shards = saved.get("train_data", {}).get("input_path", "")
+    if not shards or not tf.io.gfile.exists(os.path.join(shards, "manifest.json")):
+        return None
+    return tfrecords.Manifest.load(shards)
+
+
+def _find_vocabulary(run: str, manifest: tfrecords.Manifest | None) -> str:
+    folders = [run, *([manifest.directory] if manifest else []), os.path.dirname(run)]
+    for folder in folders if run else []:
+        path = os.path.join(folder, VOCABULARY)
+        if tf.io.gfile.exists(path):
+            return path
+    looked = f"there is no {VOCABULARY} in {', '.join(folders)}" if run else "there is no run"
+    raise UserError(f"{looked} to take the vocabulary from; give --vocab_file")
+
+
+def _check_size(vocabulary: Vocabulary, encoder: encoders.EncoderConfig) -> None:
+    rows = encoder.get().vocab_size
+    if len(vocabulary) != rows:
+        raise UserError(
+            f"{vocabulary.path} has {len(vocabulary)} entries, the encoder {rows} embedding "
+            "rows; expected the vocabulary of its pretraining: give that as --vocab_file"
+        )
+
+
+def _has_capitals(vocabulary: Vocabulary) -> bool:
+    return any(token != token.lower() for token in vocabulary.tokens if token not in SPECIAL_TOKENS)
