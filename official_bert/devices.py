@@ -32,7 +32,10 @@ def build_strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.S
     devices = _devices(runtime.num_gpus)
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
-    return tf.distribute.MirroredStrategy(devices)
+    # TensorFlow's collectives on CPUs number themselves over the whole process: a second strategy,
+    # as for phase 2, would meet the first one's. Sums on one CPU need none.
+    reduction = None if runtime.num_gpus else tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
 
 
 def _devices(num_gpus: int) -> list[str]:

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from official.nlp.tasks import masked_lm
 
-from official_bert import optimization, pretraining_task
+from official_bert import devices, optimization, pretraining_task
 from official_bert.pretraining_task import LargeBatchPretrainTask
 
 BATCH = 32
@@ -94,8 +94,9 @@ def test_the_step_does_not_depend_on_how_the_batch_was_cut(
     for a factor of 100. The key biases are left out: their true gradient is zero, and LANS
     scales what rounding leaves of it to a full step.
     """
-    cpus = [device.name for device in tf.config.list_logical_devices("CPU")][:replicas]
-    strategy = tf.distribute.MirroredStrategy(cpus)
+    name = "mirrored" if replicas > 1 else "one_device"
+    strategy = devices.build_strategy(params.runtime.replace(distribution_strategy=name))
+    assert strategy.num_replicas_in_sync == replicas
     weights, logs, _ = train(params, batches, strategy, micro_batch_size, weights=start[0])
     expected, expected_logs, _ = whole
     for name, value in expected.items():
