@@ -116,6 +116,8 @@ def _curves(phases: Sequence[Phase], names: Sequence[str], label: str, log: bool
                 [start + row["step"] for row in rows],
                 [row[name] for row in rows],
                 color=f"C{color}",
+                alpha=0.7,
+                linewidth=1.0,
                 label=name if start == 0 else None,
             )
     _finish(axes, phases, label, log)
@@ -147,7 +149,10 @@ def _finish(axes: Any, phases: Sequence[Phase], label: str, log: bool) -> None:
     for start, phase in zip(_starts(phases), phases, strict=True):
         if start:
             axes.axvline(start, color="0.6", linewidth=0.8)
-        axes.text(start, 1.01, f" {phase.name}", transform=axes.get_xaxis_transform())
+        # A short last phase has no room to the right of its start.
+        end = start + len(phase.steps)
+        place = {"x": end, "ha": "right"} if start > len(phase.steps) else {"x": start}
+        axes.text(y=1.02, s=phase.name, transform=axes.get_xaxis_transform(), **place)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.set_yscale("log" if log else "linear")

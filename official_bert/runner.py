@@ -236,9 +236,10 @@ def build_trainer(
     variables = task.trained_variables(model)
     paths = [variable.name.split(":")[0] for variable in variables]
     _check_exclusions(params, paths)
-    if hasattr(optimizer, "build"):
-        # Slots that exist before a restore are restored at once and can be checked.
-        optimizer.build(variables)
+    # Slots that exist before a restore are restored at once, and those of Model Garden's legacy
+    # optimizers cannot be created inside the loop of steps.
+    legacy = isinstance(optimizer, tf_keras.optimizers.legacy.Optimizer)
+    (optimizer._create_all_weights if legacy else optimizer.build)(variables)
     return Trainer(params, task, model=model, optimizer=optimizer, train=train, evaluate=evaluate)
 
 

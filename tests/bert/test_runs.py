@@ -113,6 +113,17 @@ def test_two_replicas_log_what_one_logs(tmp_path, tiny) -> None:
         assert ours == pytest.approx(reference, rel=1e-3)
 
 
+def test_model_gardens_adamw_trains_on_two_replicas(tmp_path, tiny) -> None:
+    optimizer = "trainer__optimizer_config__optimizer__"
+    schedule = "trainer__optimizer_config__learning_rate__warmup_constant_decay__"
+    overrides = {f"{optimizer}type": "adamw", f"{schedule}peak_learning_rate": 0.002}
+    params = tiny(runtime__distribution_strategy="mirrored", **overrides)
+    runner.run(params, str(tmp_path), "train")
+    logged = rows(tmp_path)
+    assert len(logged) == 6 and logged[-1]["loss"] < logged[0]["loss"]
+    assert "skipped_steps" not in logged[0]
+
+
 def test_evaluation_alone_agrees_with_the_runs_own(two_phases, tiny_yaml, shards, capsys) -> None:
     override = f"task.validation_data.input_path={shards}"
     model_dir = two_phases / "phase1"
