@@ -174,8 +174,15 @@ def _data_address(figure: Figure) -> str:
 
 def versions() -> str:
     """Python, the packages that matter here and the processor's architecture, in a line."""
-    found = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
+    found = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
     return f"Python {platform.python_version()}, {found}, {os.cpu_count()} x {platform.machine()}"
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "from a checkout"
 
 
 def write(
