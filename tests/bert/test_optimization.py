@@ -4,11 +4,11 @@ import dataclasses
 import inspect
 
 import pytest
-import tf_lans.tf_keras
 from official.modeling import optimization as model_garden
 from official.modeling.optimization import lamb, optimizer_factory
 from official.modeling.optimization.configs import optimizer_config
 
+import tf_lans.tf_keras
 from official_bert import optimization
 from tfrecords.errors import UserError
 
