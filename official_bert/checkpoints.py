@@ -9,7 +9,6 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from tfrecords.errors import UserError
 
-_STEP = "global_step/.ATTRIBUTES/VARIABLE_VALUE"
 _TRAINED_POOLER = "next_sentence.pooler_dense"
 
 
@@ -34,12 +33,6 @@ def latest(path: str) -> str:
 def exists(model_dir: str) -> bool:
     """Whether a folder holds a checkpoint that its `checkpoint` file names."""
     return tf.io.gfile.isdir(model_dir) and tf.train.latest_checkpoint(model_dir) is not None
-
-
-def step_of(prefix: str) -> int:
-    """The global step a checkpoint was saved at; 0 where it does not say."""
-    reader = tf.train.load_checkpoint(prefix)
-    return int(reader.get_tensor(_STEP)) if reader.has_tensor(_STEP) else 0
 
 
 def restore_model(path: str, model: tf_keras.Model) -> str:

@@ -266,7 +266,7 @@ def test_checkpoints_are_named_by_folder_or_prefix(two_phases) -> None:
     folder = str(two_phases / "phase2")
     prefix = checkpoints.latest(folder)
     assert checkpoints.latest(prefix) == prefix
-    assert checkpoints.step_of(prefix) == 8
+    assert prefix.endswith("ckpt-8")
     with pytest.raises(UserError, match="no checkpoint at"):
         checkpoints.latest(prefix + "9")
     experiments.register()
