@@ -9,6 +9,7 @@ dissolve into it. They hold no collective: `distributed_update` brings the gradi
 from __future__ import annotations
 
 import functools
+import math
 import types
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,9 @@ from tensorflow.compiler.tf2xla.python import xla
 from tf_lans import update_rules
 from tf_lans.hyperparameters import Hyperparameters, LayerAdaptiveHyperparameters
 from tf_lans.update_rules import Block, Step, Treatment, Updated
+
+# Elements of a piece of a block on a CPU: seven arrays of them stay in a core's second cache.
+PIECE = 16_384
 
 NAMESPACE = types.SimpleNamespace(
     sqrt=tf.sqrt,
@@ -77,9 +81,9 @@ def squared_norm(gradient: tf.Tensor) -> tf.Tensor:
     return 2.0 * tf.nn.l2_loss(tf.cast(gradient, compute_dtype(gradient.dtype)))
 
 
-def kept(finite: tf.Tensor | None, new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
-    """The new value where `finite` holds, else the old; the new one where nothing is asked."""
-    return new if finite is None else tf.where(finite, new, old)
+def on_cpu(variable: tf.Variable) -> bool:
+    """Whether the variable lives on a CPU."""
+    return tf.DeviceSpec.from_string(variable.device).device_type == "CPU"
 
 
 @functools.cache
@@ -89,6 +93,7 @@ def block_program(
     treatment: Treatment,
     shape: tuple[int, ...],
     dtype: tf.DType,
+    on_cpu: bool,
 ) -> Callable[..., None]:
     """The program of one kind of block: it reads and assigns x, m and v.
 
@@ -98,13 +103,14 @@ def block_program(
         treatment: the blocks' flags.
         shape: the blocks' shape.
         dtype: the variables' dtype; m and v are float32, or float64 for float64.
+        on_cpu: whether the blocks live on a CPU.
 
     Returns:
         A function of the handles of x, m, v, of the gradient, and of the scalars learning_rate,
-        number, squared_norm, clip and finite; see `kept` for the last.
+        number, squared_norm, clip and finite. Where `finite` does not hold, nothing changes.
     """
     state_dtype = compute_dtype(dtype)
-    sums = single_pass_sums if settings.jit_compile else plain_sums
+    piecewise = on_cpu and settings.jit_compile and math.prod(shape) > PIECE
 
     def update(
         x_handle: tf.Tensor,
@@ -115,28 +121,84 @@ def block_program(
         number: tf.Tensor,
         squared: tf.Tensor,
         clip: tf.Tensor,
-        finite: tf.Tensor | None,
+        finite: tf.Tensor,
     ) -> None:
-        stored = Updated(
+        stored = Block(
             _read(x_handle, shape, dtype),
             _read(m_handle, shape, state_dtype),
             _read(v_handle, shape, state_dtype),
+            gradient,
         )
         scalars = (learning_rate, number, squared, clip)
-        block = Block(*stored, gradient)
-        updated = rule(
-            NAMESPACE,
-            sums,
-            Block(*(tf.cast(array, state_dtype) for array in block)),
-            Step(*(tf.cast(scalar, state_dtype) for scalar in scalars)),
-            treatment,
-            settings,
-        )
-        for handle, new, old in zip((x_handle, m_handle, v_handle), updated, stored, strict=True):
-            value = kept(finite, tf.cast(new, old.dtype), old)
+        step = Step(*(tf.cast(scalar, state_dtype) for scalar in scalars))
+
+        def advance(block: Block, sums: Callable[..., tuple[tf.Tensor, ...]]) -> Updated:
+            wide = Block(*(tf.cast(array, state_dtype) for array in block))
+            updated = rule(NAMESPACE, sums, wide, step, treatment, settings)
+            return Updated(tf.cast(updated.x, dtype), updated.m, updated.v)
+
+        if piecewise:
+            known = _sums_of_the_whole(lambda sums: advance(stored, sums))
+            new = _in_pieces(lambda piece: advance(piece, lambda *_: known), stored, finite)
+        else:
+            sums = single_pass_sums if settings.jit_compile else plain_sums
+            new = Updated(
+                *(
+                    tf.where(finite, after, before)
+                    for after, before in zip(advance(stored, sums), stored[:3], strict=True)
+                )
+            )
+        for handle, value in zip((x_handle, m_handle, v_handle), new, strict=True):
             tf.raw_ops.AssignVariableOp(resource=handle, value=value)
 
     return _compiled(update) if settings.jit_compile else update
+
+
+def _sums_of_the_whole(advance: Callable[[Any], Updated]) -> tuple[tf.Tensor, ...]:
+    """The sums that a rule asks for over a whole block; the rest of its result is not computed."""
+    known: list[tf.Tensor] = []
+
+    def sums(*arrays: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        known.extend(single_pass_sums(*arrays))
+        return tuple(known)
+
+    advance(sums)
+    return tuple(known)
+
+
+def _in_pieces(
+    advance: Callable[[Block], Updated], block: Block, finite: tf.Tensor
+) -> tuple[tf.Tensor, ...]:
+    """The block's new x, m and v, a cache-sized piece at a time; the old ones if not `finite`.
+
+    A CPU moves x, m, v and g through its memory once this way, where XLA would emit one loop
+    over all of them for each of the three results. And a loop that writes the buffer it reads
+    falls back to scalar instructions (LLVM cannot tell that element from its neighbours), so a
+    piece is copied out, updated into scratch memory, and copied back. Only a conditional keeps
+    XLA from fusing the three, which is why `finite` is asked of each piece.
+    """
+    shape, count = block.x.shape, block.x.shape.num_elements()
+    flat = Block(*(tf.reshape(array, [count]) for array in block))
+
+    def advanced(whole: tuple[tf.Tensor, ...], start: Any, size: int) -> tuple[tf.Tensor, ...]:
+        piece = Block(*(xla.dynamic_slice(array, [start], [size]) for array in (*whole, flat.g)))
+        new = tf.cond(finite, lambda: tuple(advance(piece)), lambda: tuple(piece[:3]))
+        return tuple(
+            xla.dynamic_update_slice(array, part, [start])
+            for array, part in zip(whole, new, strict=True)
+        )
+
+    whole: tuple[tf.Tensor, ...] = flat[:3]
+    pieces, rest = divmod(count, PIECE)
+    if pieces:
+        _, *whole = tf.while_loop(
+            lambda index, *_: index < pieces,
+            lambda index, *whole: (index + 1, *advanced(whole, index * PIECE, PIECE)),
+            (tf.constant(0), *whole),
+        )
+    if rest:
+        whole = advanced(tuple(whole), tf.constant(pieces * PIECE), rest)
+    return tuple(tf.reshape(array, shape) for array in whole)
 
 
 @functools.cache

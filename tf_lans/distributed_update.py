@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 from tf_lans import compiled_update, update_rules
 from tf_lans.hyperparameters import Hyperparameters, LayerAdaptiveHyperparameters
@@ -154,7 +153,8 @@ def update_in_replica(
     """
     dense_gradients = [compiled_update.dense(gradient) for gradient in gradients]
     squared_norms = [compiled_update.squared_norm(gradient) for gradient in dense_gradients]
-    finite = tf.constant(True)
+    # Always true, but XLA must not know: see `compiled_update._in_pieces`.
+    finite = tf.convert_to_tensor(updates_made) >= 0
     if settings.skip_nonfinite:
         finite = tf.reduce_all(tf.stack([tf.math.is_finite(square) for square in squared_norms]))
     # Keras's own precedence where several are given
@@ -237,42 +237,26 @@ def _update_across_replicas(
     finite: tf.Tensor,
 ) -> None:
     """Updates every block on each device that holds a copy of it, or skips the step."""
-
-    def update(guard: tf.Tensor | None) -> None:
-        for block, (gradient, square, clip) in zip(blocks, per_block, strict=True):
-            distribution.extended.update(
-                block.x,
-                functools.partial(_update_block, rule, settings, block, averaging),
-                args=(block.m, block.v, block.average, gradient, square, clip, scalars, guard),
-                group=False,
-            )
-
-    def count(variable: tf.Variable, amount: Any) -> None:
+    for block, (gradient, square, clip) in zip(blocks, per_block, strict=True):
         distribution.extended.update(
-            variable, lambda copy, each: copy.assign_add(each), args=(amount,), group=False
+            block.x,
+            functools.partial(_update_block, rule, settings, block, averaging),
+            args=(block.m, block.v, block.average, gradient, square, clip, scalars, finite),
+            group=False,
         )
 
-    def take() -> None:
-        update(None)
-        count(counters.iterations, 1)
+    def count(variable: tf.Variable, amount: tf.Tensor) -> None:
+        distribution.extended.update(
+            variable,
+            lambda copy, each: copy.assign_add(tf.cast(each, copy.dtype)),
+            args=(amount,),
+            group=False,
+        )
 
-    def skip() -> None:
-        count(counters.iterations, 1 - counters.stride)
-        count(counters.skipped, 1)
-
-    if not settings.skip_nonfinite:
-        take()
-        return
     # Every replica decided alike, from the same all-reduced gradient.
     decided = distribution.experimental_local_results(finite)[0]
-    if not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-        tf.cond(decided, take, skip)
-        return
-    # XLA's conditional would copy every variable; a selection in the same pass costs little.
-    update(decided)
-    stride = tf.where(decided, 1, 1 - counters.stride)
-    count(counters.iterations, tf.cast(stride, counters.iterations.dtype))
-    count(counters.skipped, tf.cast(tf.logical_not(decided), counters.skipped.dtype))
+    count(counters.iterations, tf.where(decided, 1, 1 - counters.stride))
+    count(counters.skipped, tf.logical_not(decided))
 
 
 def _update_block(
@@ -288,29 +272,34 @@ def _update_block(
     square: tf.Tensor,
     clip: tf.Tensor,
     scalars: tuple[tf.Tensor, tf.Tensor],
-    finite: tf.Tensor | None,
+    finite: tf.Tensor,
 ) -> None:
     """One block on one device; x, m, v and average are that device's copies."""
     learning_rate, number = scalars
     program = compiled_update.block_program(
-        rule, settings, block.treatment, tuple(x.shape), compiled_update.stored_dtype(x)
+        rule,
+        settings,
+        block.treatment,
+        tuple(x.shape),
+        compiled_update.stored_dtype(x),
+        compiled_update.on_cpu(x),
     )
     program(x.handle, m.handle, v.handle, gradient, learning_rate, number, square, clip, finite)
     if average is not None and averaging is not None:
         _update_average(x, average, finite, averaging)
     if block.constraint is not None:
         old = x.read_value()
-        x.assign(compiled_update.kept(finite, tf.cast(block.constraint(old), old.dtype), old))
+        x.assign(tf.where(finite, tf.cast(block.constraint(old), old.dtype), old))
 
 
 def _update_average(
-    x: tf.Variable, average: tf.Variable, finite: tf.Tensor | None, averaging: MovingAverage
+    x: tf.Variable, average: tf.Variable, finite: tf.Tensor, averaging: MovingAverage
 ) -> None:
     old = average.read_value()
     values = x.read_value()
     momentum = tf.cast(averaging.momentum, old.dtype)
     new = momentum * old + (1 - momentum) * tf.cast(values, old.dtype)
-    average.assign(compiled_update.kept(finite, new, old))
+    average.assign(tf.where(finite, new, old))
     if averaging.overwrite is not None:
         overwritten = tf.where(averaging.overwrite, tf.cast(new, values.dtype), values)
-        x.assign(compiled_update.kept(finite, overwritten, values))
+        x.assign(tf.where(finite, overwritten, values))
