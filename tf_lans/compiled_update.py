@@ -21,8 +21,9 @@ from tf_lans import update_rules
 from tf_lans.hyperparameters import Hyperparameters, LayerAdaptiveHyperparameters
 from tf_lans.update_rules import Block, Step, Treatment, Updated
 
-# Elements of a piece of a block on a CPU: seven arrays of them stay in a core's second cache.
-PIECE = 16_384
+# The most elements of a piece of a block on a CPU: seven arrays of them stay in a core's second
+# cache, and XLA gives the whole loop to one core, where it is cheapest; others take other blocks.
+LARGEST_PIECE = 16_384
 
 NAMESPACE = types.SimpleNamespace(
     sqrt=tf.sqrt,
@@ -110,7 +111,7 @@ def block_program(
         number, squared_norm, clip and finite. Where `finite` does not hold, nothing changes.
     """
     state_dtype = compute_dtype(dtype)
-    piecewise = on_cpu and settings.jit_compile and math.prod(shape) > PIECE
+    piece = piece_elements(math.prod(shape)) if on_cpu and settings.jit_compile else None
 
     def update(
         x_handle: tf.Tensor,
@@ -137,9 +138,9 @@ def block_program(
             updated = rule(NAMESPACE, sums, wide, step, treatment, settings)
             return Updated(tf.cast(updated.x, dtype), updated.m, updated.v)
 
-        if piecewise:
+        if piece is not None:
             known = _sums_of_the_whole(lambda sums: advance(stored, sums))
-            new = _in_pieces(lambda piece: advance(piece, lambda *_: known), stored, finite)
+            new = _in_pieces(lambda part: advance(part, lambda *_: known), stored, finite, piece)
         else:
             sums = single_pass_sums if settings.jit_compile else plain_sums
             new = Updated(
@@ -166,8 +167,24 @@ def _sums_of_the_whole(advance: Callable[[Any], Updated]) -> tuple[tf.Tensor, ..
     return tuple(known)
 
 
+def piece_elements(elements: int) -> int | None:
+    """How many elements of a block a CPU updates at a time; None for all.
+
+    Pieces are equal: XLA would copy the whole block for the sake of a shorter last one. A number
+    of elements without a fitting divisor, prime for instance, makes one piece, as a small one does.
+
+    Example:
+        >>> piece_elements(768 * 3072), piece_elements(30522 * 768), piece_elements(768)
+        (16384, 15261, None)
+    """
+    if elements <= LARGEST_PIECE:
+        return None
+    fitting = range(LARGEST_PIECE, LARGEST_PIECE // 8, -1)
+    return next((piece for piece in fitting if elements % piece == 0), None)
+
+
 def _in_pieces(
-    advance: Callable[[Block], Updated], block: Block, finite: tf.Tensor
+    advance: Callable[[Block], Updated], block: Block, finite: tf.Tensor, piece: int
 ) -> tuple[tf.Tensor, ...]:
     """The block's new x, m and v, a cache-sized piece at a time; the old ones if not `finite`.
 
@@ -177,28 +194,22 @@ def _in_pieces(
     piece is copied out, updated into scratch memory, and copied back. Only a conditional keeps
     XLA from fusing the three, which is why `finite` is asked of each piece.
     """
-    shape, count = block.x.shape, block.x.shape.num_elements()
-    flat = Block(*(tf.reshape(array, [count]) for array in block))
+    shape, elements = block.x.shape, block.x.shape.num_elements()
+    *state, g = (tf.reshape(array, [elements]) for array in block)
 
-    def advanced(whole: tuple[tf.Tensor, ...], start: Any, size: int) -> tuple[tf.Tensor, ...]:
-        piece = Block(*(xla.dynamic_slice(array, [start], [size]) for array in (*whole, flat.g)))
-        new = tf.cond(finite, lambda: tuple(advance(piece)), lambda: tuple(piece[:3]))
-        return tuple(
-            xla.dynamic_update_slice(array, part, [start])
-            for array, part in zip(whole, new, strict=True)
+    def one(index: tf.Tensor, *state: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        start = [index * piece]
+        part = Block(*(xla.dynamic_slice(array, start, [piece]) for array in (*state, g)))
+        new = tf.cond(finite, lambda: tuple(advance(part)), lambda: tuple(part[:3]))
+        written = (
+            xla.dynamic_update_slice(array, values, start)
+            for array, values in zip(state, new, strict=True)
         )
+        return (index + 1, *written)
 
-    whole: tuple[tf.Tensor, ...] = flat[:3]
-    pieces, rest = divmod(count, PIECE)
-    if pieces:
-        _, *whole = tf.while_loop(
-            lambda index, *_: index < pieces,
-            lambda index, *whole: (index + 1, *advanced(whole, index * PIECE, PIECE)),
-            (tf.constant(0), *whole),
-        )
-    if rest:
-        whole = advanced(tuple(whole), tf.constant(pieces * PIECE), rest)
-    return tuple(tf.reshape(array, shape) for array in whole)
+    pieces = elements // piece
+    _, *state = tf.while_loop(lambda index, *_: index < pieces, one, (tf.constant(0), *state))
+    return tuple(tf.reshape(array, shape) for array in state)
 
 
 @functools.cache
