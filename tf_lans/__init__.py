@@ -12,9 +12,17 @@ import os
 import sys
 from typing import Any
 
-_OF_EITHER_KERAS = ("LANS", "LAMB", "BlockNormalizedAdamW", "WarmupConstantDecay")
+_OF_EITHER_KERAS = (
+    "LANS",
+    "LAMB",
+    "BlockNormalizedAdamW",
+    "WarmupConstantDecay",
+    "LargeBatchDiagnostics",
+)
+_MODULES = ("callbacks", "keras3", "recipes", "tf_keras")
+_FUNCTIONS = {"describe": "block_selection", "plot_schedule": "schedule_plot"}
 
-__all__ = [*_OF_EITHER_KERAS, "describe", "keras3", "recipes", "tf_keras"]
+__all__ = [*_OF_EITHER_KERAS, *_FUNCTIONS, *_MODULES]
 
 
 def _keras_module() -> str:
@@ -29,10 +37,10 @@ def _keras_module() -> str:
 def __getattr__(name: str) -> Any:
     if name in _OF_EITHER_KERAS:
         return getattr(importlib.import_module(f"tf_lans.{_keras_module()}"), name)
-    if name in ("keras3", "recipes", "tf_keras"):
+    if name in _MODULES:
         return importlib.import_module(f"tf_lans.{name}")
-    if name == "describe":
-        return importlib.import_module("tf_lans.block_selection").describe
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"tf_lans.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module 'tf_lans' has no attribute {name!r}")
 
 

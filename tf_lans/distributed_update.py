@@ -22,6 +22,7 @@ class BlockVariables:
     """The variables of one block, the gradient aside, and what is decided for it.
 
     Attributes:
+        index: its place among all blocks.
         x: the model's variable.
         m: its first moment.
         v: its second moment.
@@ -30,6 +31,7 @@ class BlockVariables:
         treatment: the block's flags.
     """
 
+    index: int
     x: tf.Variable
     m: tf.Variable
     v: tf.Variable
@@ -67,17 +69,52 @@ class Counters:
     stride: int = 1
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradientRecord:
+    """What is kept of each step's gradient for diagnostics; no checkpoint holds it.
+
+    Attributes:
+        squared_norms: ||g||^2 of each block in the last step, of the global batch, before
+            clipping; 0 for a block without gradient. float32, shape [blocks].
+        skipped_in_a_row: the steps skipped since the last update, a scalar integer.
+    """
+
+    squared_norms: tf.Variable
+    skipped_in_a_row: tf.Variable
+
+
+def gradient_record(blocks: int) -> GradientRecord:
+    """An empty record; under a strategy's scope each replica has a copy."""
+    mirrored = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+    return GradientRecord(
+        squared_norms=tf.Variable(tf.zeros([blocks]), name="squared_gradient_norms", **mirrored),
+        skipped_in_a_row=tf.Variable(0, dtype=tf.int64, name="skipped_in_a_row", **mirrored),
+    )
+
+
+def last_gradient_norm(record: GradientRecord) -> tf.Tensor:
+    """The norm of all blocks' gradients together in the last step."""
+    return tf.sqrt(tf.reduce_sum(_local_copy(record.squared_norms).read_value()))
+
+
 def trust_ratios(
-    settings: LayerAdaptiveHyperparameters, blocks: dict[str, BlockVariables], iterations: tf.Tensor
+    settings: LayerAdaptiveHyperparameters, blocks: dict[str, BlockVariables], iterations: Any
 ) -> dict[str, tf.Tensor]:
     """The momentum term's trust ratio of each block that adapts; see `update_rules`."""
+    # A program that was given a variable would go on reading the one it was traced with.
+    number = tf.convert_to_tensor(iterations)
     return {
         path: compiled_update.ratio_program(
             settings, block.treatment, tuple(block.x.shape), compiled_update.stored_dtype(block.x)
-        )(*(_local_copy(each).handle for each in (block.x, block.m, block.v)), iterations)
+        )(*(_local_copy(each).handle for each in (block.x, block.m, block.v)), number)
         for path, block in blocks.items()
         if block.treatment.adapts
     }
+
+
+def squared_weight_norms(variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
+    """||x||^2 of each variable, outside of its replicas that of the first of its copies."""
+    return [compiled_update.squared_norm(_local_copy(each).read_value()) for each in variables]
 
 
 def _local_copy(variable: tf.Variable) -> tf.Variable:
@@ -134,6 +171,7 @@ def update_in_replica(
     clipping: GradientClipping,
     averaging: MovingAverage | None,
     counters: Counters,
+    record: GradientRecord | None = None,
 ) -> None:
     """Updates all blocks; called in a replica context, on the all-reduced gradient.
 
@@ -150,6 +188,7 @@ def update_in_replica(
         clipping: the gradient clipping asked for.
         averaging: the moving averages, or None.
         counters: the variables that count this step.
+        record: keeps the gradients' norms, if not None.
     """
     dense_gradients = [compiled_update.dense(gradient) for gradient in gradients]
     squared_norms = [compiled_update.squared_norm(gradient) for gradient in dense_gradients]
@@ -157,6 +196,13 @@ def update_in_replica(
     finite = tf.convert_to_tensor(updates_made) >= 0
     if settings.skip_nonfinite:
         finite = tf.reduce_all(tf.stack([tf.math.is_finite(square) for square in squared_norms]))
+    recorded = None
+    if record is not None:
+        recorded = tf.scatter_nd(
+            [[block.index] for block in blocks],
+            tf.stack([tf.cast(square, tf.float32) for square in squared_norms]),
+            record.squared_norms.shape,
+        )
     # Keras's own precedence where several are given
     if clipping.clipvalue and not (clipping.clipnorm or clipping.global_clipnorm):
         bound = clipping.clipvalue
@@ -174,8 +220,11 @@ def update_in_replica(
         for gradient, square, clip in zip(dense_gradients, squared_norms, clips, strict=True)
     ]
     tf.__internal__.distribute.interim.maybe_merge_call(
-        functools.partial(_update_across_replicas, rule, settings, blocks, averaging, counters),
+        functools.partial(
+            _update_across_replicas, rule, settings, blocks, averaging, counters, record
+        ),
         tf.distribute.get_strategy(),
+        recorded,
         per_block,
         (tf.convert_to_tensor(learning_rate), tf.convert_to_tensor(updates_made) + 1),
         finite,
@@ -231,7 +280,9 @@ def _update_across_replicas(
     blocks: Sequence[BlockVariables],
     averaging: MovingAverage | None,
     counters: Counters,
+    record: GradientRecord | None,
     distribution: tf.distribute.Strategy,
+    recorded: tf.Tensor | None,
     per_block: Sequence[tuple[tf.Tensor, tf.Tensor, tf.Tensor]],
     scalars: tuple[tf.Tensor, tf.Tensor],
     finite: tf.Tensor,
@@ -245,18 +296,25 @@ def _update_across_replicas(
             group=False,
         )
 
-    def count(variable: tf.Variable, amount: tf.Tensor) -> None:
+    def assign(variable: tf.Variable, value: Callable[..., tf.Tensor], given: tf.Tensor) -> None:
         distribution.extended.update(
-            variable,
-            lambda copy, each: copy.assign_add(tf.cast(each, copy.dtype)),
-            args=(amount,),
-            group=False,
+            variable, lambda copy, each: copy.assign(value(copy, each)), args=(given,), group=False
         )
+
+    def count(variable: tf.Variable, amount: tf.Tensor) -> None:
+        assign(variable, lambda copy, each: copy + tf.cast(each, copy.dtype), amount)
 
     # Every replica decided alike, from the same all-reduced gradient.
     decided = distribution.experimental_local_results(finite)[0]
     count(counters.iterations, tf.where(decided, 1, 1 - counters.stride))
     count(counters.skipped, tf.logical_not(decided))
+    if record is not None:
+        assign(record.squared_norms, lambda _, squares: squares, recorded)
+        assign(
+            record.skipped_in_a_row,
+            lambda copy, each: (copy + 1) * tf.cast(tf.logical_not(each), copy.dtype),
+            decided,
+        )
 
 
 def _update_block(

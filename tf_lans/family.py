@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from tf_lans import hyperparameters, update_rules
 from tf_lans.block_selection import block_path
+from tf_lans.diagnostics import ObservedOptimizer
 from tf_lans.hyperparameters import (
     Hyperparameters,
     LANSHyperparameters,
@@ -36,7 +37,7 @@ def _setting(name: str) -> property:
     return property(get, replace, doc=f"The constructor's `{name}`.")
 
 
-class BlockOptimizer:
+class BlockOptimizer(ObservedOptimizer):
     """What all optimizers of the family share, in either Keras.
 
     Attributes:
@@ -46,10 +47,11 @@ class BlockOptimizer:
 
     rule: ClassVar[Callable[..., update_rules.Updated]]
     hyperparameters: Hyperparameters
-    skipped_steps: Any
     _initialize: Callable[[Any, str, dict[str, Any]], None]
-    _is_built: Callable[[], bool]
     _trust_ratios: Callable[[Any], dict[str, Any]]
+    clipnorm: float | None
+    global_clipnorm: float | None
+    clipvalue: float | None
 
     beta_1 = _setting("beta_1")
     beta_2 = _setting("beta_2")
@@ -61,9 +63,24 @@ class BlockOptimizer:
     def _configure(
         self, settings: Hyperparameters, learning_rate: Any, name: str, base_arguments: dict
     ) -> None:
+        if "lr" in base_arguments:
+            raise TypeError(
+                f"{type(self).__name__} got lr={base_arguments['lr']!r}: expected learning_rate="
+            )
         rate = hyperparameters.learning_rate(learning_rate)
         self._initialize(rate, name, base_arguments)
         self.hyperparameters = settings
+
+    def _clipping(self) -> dict[str, float | None]:
+        """The one clipping in force, by Keras's precedence; bounds of 0 and below are none."""
+        bounds: dict[str, float | None] = dict.fromkeys(
+            ("clipnorm", "global_clipnorm", "clipvalue")
+        )
+        for name in bounds:
+            bound = getattr(self, name)
+            if bound is not None and bound > 0:
+                return {**bounds, name: bound}
+        return bounds
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -79,12 +96,18 @@ class BlockOptimizer:
 
         Raises:
             ValueError: the optimizer is built already.
-            TypeError: `var_names` is no list of strings.
+            TypeError: `var_names` is no list of strings, or `var_list` holds one.
         """
         if self._is_built():
             raise ValueError(
                 f"{type(self).__name__}.exclude_from_weight_decay() came after the optimizer was "
                 "built: call it before the first step, or give the patterns to the constructor"
+            )
+        strings = [each for each in var_list or () if isinstance(each, str)]
+        if strings:
+            raise TypeError(
+                f"exclude_from_weight_decay() got {strings[0]!r} in var_list: expected variables "
+                "there, and regular expressions in var_names"
             )
         exact = [f"^{re.escape(block_path(variable))}$" for variable in var_list or ()]
         named = hyperparameters.patterns("var_names", var_names) or ()

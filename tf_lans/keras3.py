@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tf_lans import block_selection, family, schedules
+from tf_lans import block_selection, callbacks, family, schedules
 
 if keras.backend.backend() == "tensorflow":
     from tf_lans.keras3_tensorflow import TensorFlowOptimizer as _Backend
@@ -60,6 +60,8 @@ class Keras3BlockOptimizer(family.BlockOptimizer, _Backend):
         block_selection.warn_of_unmatched(self.hyperparameters, paths)
         self._block_paths = tuple(paths)
         self._treatments = tuple(block_selection.treatments(self.hyperparameters, paths))
+        if self.watches_gradients:
+            self._record = self._create_record()
 
     def add_variable_from_reference(
         self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
@@ -156,6 +158,12 @@ class Keras3BlockOptimizer(family.BlockOptimizer, _Backend):
         if not self.ema_overwrite_frequency:
             return None
         return (self.iterations + 1) % self.ema_overwrite_frequency == 0
+
+
+class LargeBatchDiagnostics(  # noqa: D101 - documented where it is shared
+    callbacks.DiagnosticsCallback, keras.callbacks.Callback
+):
+    __doc__ = callbacks.DiagnosticsCallback.__doc__
 
 
 @_register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +18,49 @@ def _native(variable: Any) -> tf.Variable:
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
+def check_loss_scaling(optimizer: keras.optimizers.Optimizer) -> None:
+    """Refuses Keras 3's loss scaling where it would be wrong: under several replicas.
+
+    Nothing tells an optimizer that another one wraps it, so the wrapper is looked for among the
+    living objects.
+
+    Raises:
+        RuntimeError: a LossScaleOptimizer holds the optimizer, directly or in a MultiOptimizer,
+            and several replicas train.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas == 1:
+        return
+    for wrapper in gc.get_objects():
+        if not issubclass(type(wrapper), keras.optimizers.LossScaleOptimizer):
+            continue
+        inner = getattr(wrapper, "inner_optimizer", None)
+        if any(each is optimizer for each in (inner, *getattr(inner, "optimizers", ()))):
+            raise RuntimeError(
+                f"{type(optimizer).__name__} is in a LossScaleOptimizer under {replicas} replicas: "
+                "that of Keras 3 judges a step by one replica's gradients, before they are summed, "
+                "and misses the overflow of another; train with the policy mixed_bfloat16, which "
+                "needs no loss scaling, or on one replica"
+            )
+
+
 class TensorFlowOptimizer(keras.optimizers.Optimizer):
     """The part of a Keras 3 optimizer of the family that TensorFlow decides."""
+
+    can_watch_gradients = True
+    _record: distributed_update.GradientRecord | None
+    _loss_scaling_checked = False
+
+    def _create_record(self) -> distributed_update.GradientRecord:
+        with self._distribution_strategy.scope():
+            return distributed_update.gradient_record(len(self._trainable_variables))
+
+    def _last_gradient_norm(self, record: distributed_update.GradientRecord) -> tf.Tensor:
+        return distributed_update.last_gradient_norm(record)
+
+    def _squared_weight_norms(self) -> list[tf.Tensor]:
+        natives = [_native(variable) for variable in self._trainable_variables]
+        return distributed_update.squared_weight_norms(natives)
 
     def _beside(self, reference_variable: Any) -> contextlib.AbstractContextManager:
         extended = self._distribution_strategy.extended
@@ -40,6 +82,9 @@ class TensorFlowOptimizer(keras.optimizers.Optimizer):
 
     def _update(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         distributed_update.check_replica_context(self)
+        if not self._loss_scaling_checked:
+            check_loss_scaling(self)
+            self._loss_scaling_checked = True
         if not self.gradient_accumulation_steps:
             self._update_summed(grads, variables)
             return
@@ -48,12 +93,20 @@ class TensorFlowOptimizer(keras.optimizers.Optimizer):
             grads,
             micro_steps_made=_native(self._iterations),
             micro_steps=self.gradient_accumulation_steps,
-            update=lambda means: self._update_summed(means, variables),
+            update=lambda means: self._close_window(means, variables),
         )
+
+    def _close_window(self, means: Sequence[Any], variables: Sequence[Any]) -> None:
+        self._update_summed(means, variables)
+        closed = set(self._indices(variables))
+        for index, accumulator in enumerate(self._accumulated_gradients):
+            if index not in closed:  # what it holds of earlier micro-steps is lost, as in Keras
+                _native(accumulator).assign(tf.zeros(accumulator.shape, accumulator.dtype))
 
     def _update_summed(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         natives = [_native(variable) for variable in variables]
         reduced = self._all_reduce_sum_gradients(list(zip(grads, natives, strict=True)))
+        updates_made = tf.convert_to_tensor(self.iterations)
         averaging = None
         if self.use_ema:
             averaging = distributed_update.MovingAverage(
@@ -65,23 +118,74 @@ class TensorFlowOptimizer(keras.optimizers.Optimizer):
             self._blocks(variables),
             [gradient for gradient, _ in reduced],
             learning_rate=tf.convert_to_tensor(self._get_current_learning_rate()),
-            updates_made=tf.convert_to_tensor(self.iterations),
-            clipping=distributed_update.GradientClipping(
-                clipnorm=self.clipnorm,
-                global_clipnorm=self.global_clipnorm,
-                clipvalue=self.clipvalue,
-            ),
+            updates_made=updates_made,
+            clipping=distributed_update.GradientClipping(**self._clipping()),
             averaging=averaging,
             counters=distributed_update.Counters(
                 iterations=_native(self._iterations),
                 skipped=_native(self.skipped_steps),
                 stride=self.gradient_accumulation_steps or 1,
             ),
+            record=self._record,
         )
+        if averaging is not None:
+            self._average_without_gradient(variables, averaging, updates_made)
+
+    def _average_without_gradient(
+        self,
+        updated: Sequence[Any],
+        averaging: distributed_update.MovingAverage,
+        updates_before: tf.Tensor,
+    ) -> None:
+        """Goes on with the averages of the other variables, as Keras does.
+
+        Left at zero, the average of a variable that never has a gradient would become its value
+        when training ends.
+        """
+        with_gradient = set(self._indices(updated))
+        others = [
+            (_native(variable), _native(self._average_of(index)))
+            for index, variable in enumerate(self._trainable_variables)
+            if index not in with_gradient and self._average_of(index) is not None
+        ]
+        if not others:
+            return
+        overwrite = False if averaging.overwrite is None else averaging.overwrite
+
+        def follow(x: tf.Variable, average: tf.Variable, taken: tf.Tensor) -> None:
+            old, value = average.read_value(), x.read_value()
+            step = (1 - tf.cast(averaging.momentum, old.dtype)) * (tf.cast(value, old.dtype) - old)
+            new = tf.where(taken, old + step, old)
+            average.assign(new)
+            x.assign(tf.where(taken & overwrite, tf.cast(new, value.dtype), value))
+
+        def step(distribution: tf.distribute.Strategy, taken: tf.Tensor) -> None:
+            for x, average in others:
+                distribution.extended.update(x, follow, args=(average, taken), group=False)
+
+        # a skipped step counts no update
+        taken = tf.convert_to_tensor(self.iterations) > updates_before
+        tf.__internal__.distribute.interim.maybe_merge_call(
+            step, tf.distribute.get_strategy(), taken
+        )
+
+    def _overwrite_model_variables_with_average_value(
+        self, trainable_variables: Sequence[Any]
+    ) -> None:
+        """Keras's own, also for averages wider than their variables, or absent."""
+        for variable in trainable_variables:
+            average = self._average_of(self._get_variable_index(variable))
+            if average is not None:
+                self._distribution_strategy.extended.update(
+                    _native(variable),
+                    lambda x, value: x.assign(tf.cast(value, x.dtype)),
+                    args=(_native(average),),
+                )
 
     def _blocks(self, variables: Sequence[Any]) -> list[distributed_update.BlockVariables]:
         return [
             distributed_update.BlockVariables(
+                index=index,
                 x=_native(variable),
                 m=_native(self._momentums[index]),
                 v=_native(self._velocities[index]),

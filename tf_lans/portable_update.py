@@ -1,13 +1,13 @@
 """Keras 3 on JAX and PyTorch: the rules on `keras.ops`, pure functions from values to values.
 
-Nothing here imports TensorFlow. New values are computed first, then assigned, so that the
+Nothing here imports TensorFlow. A block's new values are computed, then assigned, so that the
 update works in Keras's stateless scope, where JAX compiles it with the rest of the step.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -15,28 +15,53 @@ from keras import ops
 
 from tf_lans import update_rules
 from tf_lans.hyperparameters import LayerAdaptiveHyperparameters
-from tf_lans.update_rules import Block, Step, Updated
+from tf_lans.update_rules import Block, Step, Treatment, Updated
+
+if keras.backend.backend() == "jax":
+    from tf_lans.jax_program import either as _either
+    from tf_lans.jax_program import sums as _sums
+else:
+    _either = ops.cond
+
+    def _sums(*arrays: Any) -> tuple[Any, ...]:
+        return tuple(ops.sum(array) for array in arrays)
 
 
-class _Values(NamedTuple):
-    """Every value an update may change, one list entry for each block."""
+class _BlockValues(NamedTuple):
+    """What an update may change of one block; None where the optimizer keeps no such thing."""
 
-    x: list[Any]
-    m: list[Any]
-    v: list[Any]
-    averages: list[Any]
-    accumulated: list[Any]
-    iterations: Any
-    skipped: Any
+    x: Any
+    m: Any
+    v: Any
+    average: Any
+    accumulated: Any
 
 
-def plain_sums(*arrays: Any) -> tuple[Any, ...]:
-    """The sum of each array."""
-    return tuple(ops.sum(array) for array in arrays)
+class _Scalars(NamedTuple):
+    """What one update has in common for all blocks.
+
+    Attributes:
+        learning_rate: eta_t.
+        number: t, from 1.
+        ema_momentum: the moving average's momentum now.
+        ema_overwrites: whether the averages become the weights now; None for never.
+    """
+
+    learning_rate: Any
+    number: Any
+    ema_momentum: Any
+    ema_overwrites: Any
 
 
 class PortableOptimizer(keras.optimizers.Optimizer):
     """The part of a Keras 3 optimizer of the family that the backend decides."""
+
+    can_watch_gradients = False
+
+    def _squared_weight_norms(self) -> list[Any]:
+        return [
+            ops.sum(ops.square(ops.cast(each, "float32"))) for each in self._trainable_variables
+        ]
 
     def _beside(self, reference_variable: Any) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
@@ -45,113 +70,158 @@ class PortableOptimizer(keras.optimizers.Optimizer):
         return self.add_variable(**arguments)
 
     def _update(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
-        indices = self._indices(variables)
-        state = _Values(
-            x=list(variables),
-            m=[self._momentums[index] for index in indices],
-            v=[self._velocities[index] for index in indices],
-            averages=[self._average_of(index) for index in indices] if self.use_ema else [],
-            accumulated=[],
-            iterations=self._iterations,
-            skipped=self.skipped_steps,
-        )
+        state = [self._block_variables(variable) for variable in variables]
+        before = [_values(block) for block in state]
+        old = before
+        gradients = [
+            ops.cast(ops.convert_to_tensor(gradient, sparse=False), block.m.dtype)
+            for gradient, block in zip(grads, old, strict=True)
+        ]
+        complete: Any = True
         micro_steps = self.gradient_accumulation_steps
         if micro_steps:
-            accumulators = [self._accumulated_gradients[index] for index in indices]
-            state = state._replace(accumulated=accumulators)
-        old = _values(state)
-        dense = [ops.convert_to_tensor(gradient, sparse=False) for gradient in grads]
-        if not micro_steps:
-            new = self._stepped(old, dense, variables)
-        else:
-            totals = [
-                total + ops.cast(gradient, total.dtype)
-                for total, gradient in zip(old.accumulated, dense, strict=True)
+            old = [
+                block._replace(accumulated=block.accumulated + gradient)
+                for block, gradient in zip(old, gradients, strict=True)
             ]
-            new = ops.cond(
-                (old.iterations + 1) % micro_steps == 0,
-                lambda: self._stepped(old, [each / micro_steps for each in totals], variables),
-                lambda: old._replace(accumulated=totals, iterations=old.iterations + 1),
-            )
-        _assign(state, new)
+            complete = (self._iterations + 1) % micro_steps == 0
 
-    def _stepped(self, old: _Values, gradients: Sequence[Any], variables: Sequence[Any]) -> _Values:
-        """The values after an update with the mean gradients; unchanged if it is skipped."""
-        settings = self.hyperparameters
-        dtypes = [moment.dtype for moment in old.m]
-        gradients = _cast_all(gradients, dtypes)
-        squares = [ops.sum(ops.square(gradient)) for gradient in gradients]
-        finite = ops.convert_to_tensor(True)
-        if settings.skip_nonfinite:
-            finite = ops.all(ops.stack([ops.isfinite(square) for square in squares]))
-        gradients, squares, clips = self._clipped(gradients, squares)
-        blocks = map(Block, _cast_all(old.x, dtypes), old.m, old.v, gradients)
-        updated = [
-            type(self).rule(
-                ops,
-                plain_sums,
-                block,
-                self._scalars(dtype, square, clip),
-                self._treatments[index],
-                settings,
-            )
-            for index, block, dtype, square, clip in zip(
-                self._indices(variables), blocks, dtypes, squares, clips, strict=True
-            )
-        ]
-        x, averages = self._averaged([each.x for each in updated], old.averages)
-        x = [
-            each if variable.constraint is None else variable.constraint(each)
-            for each, variable in zip(x, variables, strict=True)
-        ]
-        applied = ops.cast(finite, old.iterations.dtype)
-        stride = self.gradient_accumulation_steps or 1
-        return _Values(
-            x=_where(finite, x, old.x),
-            m=_where(finite, [each.m for each in updated], old.m),
-            v=_where(finite, [each.v for each in updated], old.v),
-            averages=_where(finite, averages, old.averages),
-            accumulated=[ops.zeros_like(total) for total in old.accumulated],
-            iterations=old.iterations + (1 - stride + applied * stride),
-            skipped=old.skipped + (1 - applied),
+        def means() -> list[Any]:
+            return [block.accumulated / micro_steps for block in old] if micro_steps else gradients
+
+        squares = [ops.sum(ops.square(mean)) for mean in means()]
+        applies = complete
+        if self.hyperparameters.skip_nonfinite:
+            finite = ops.all(ops.isfinite(ops.stack(squares)))
+            applies = finite if complete is True else ops.logical_and(complete, finite)
+        treatments = [self._treatments[index] for index in self._indices(variables)]
+        scalars = self._scalars()
+
+        def updated() -> Iterator[_BlockValues]:
+            # The means once more: handed over, they would be held beside the sums.
+            clipped = zip(*self._clipped(means(), squares), strict=True)
+            for block, given, treatment, variable in zip(
+                old, clipped, treatments, variables, strict=True
+            ):
+                yield self._updated(block, *given, scalars, treatment, variable.constraint)
+
+        def kept() -> Iterator[_BlockValues]:
+            return (_emptied(block, complete) for block in old)
+
+        new = updated() if applies is True else _either(applies, updated, kept)
+        # One block at a time: outside a compiled program the new values of only one block exist.
+        for block, values, known in zip(state, new, before, strict=True):
+            _assign(block, values, known)
+        if micro_steps:
+            self._empty_without_gradient(variables, complete)
+        if self.use_ema:
+            self._average_without_gradient(variables, scalars, applies)
+        self._count(complete, applies)
+
+    def _block_variables(self, variable: Any) -> _BlockValues:
+        index = self._get_variable_index(variable)
+        return _BlockValues(
+            x=variable,
+            m=self._momentums[index],
+            v=self._velocities[index],
+            average=self._average_of(index),
+            accumulated=(
+                self._accumulated_gradients[index] if self.gradient_accumulation_steps else None
+            ),
         )
 
-    def _scalars(self, dtype: Any, square: Any, clip: Any) -> Step:
-        number = ops.cast(self.iterations, dtype) + 1
-        rate = ops.cast(self._get_current_learning_rate(), dtype)
-        return Step(rate, number, square, ops.cast(clip, dtype))
+    def _scalars(self) -> _Scalars:
+        return _Scalars(
+            learning_rate=self._get_current_learning_rate(),
+            number=self.iterations + 1,
+            ema_momentum=self._ema_momentum_now() if self.use_ema else None,
+            ema_overwrites=self._ema_overwrites_now() if self.use_ema else None,
+        )
 
     def _clipped(
         self, gradients: list[Any], squares: list[Any]
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        if self.clipvalue:
-            gradients = [ops.clip(each, -self.clipvalue, self.clipvalue) for each in gradients]
+        bounds = self._clipping()
+        bound = bounds.pop("clipvalue")
+        if bound is not None:
+            gradients = [ops.clip(gradient, -bound, bound) for gradient in gradients]
             squares = [ops.sum(ops.square(gradient)) for gradient in gradients]
-        clips = update_rules.clip_factors(
-            ops, squares, clipnorm=self.clipnorm, global_clipnorm=self.global_clipnorm
-        )
+        clips = update_rules.clip_factors(ops, squares, **bounds)
         return gradients, squares, clips
 
-    def _averaged(self, x: list[Any], averages: list[Any]) -> tuple[list[Any], list[Any]]:
-        if not averages:
-            return x, []
-        momentum = self._ema_momentum_now()
-        averages = [
-            ops.cast(momentum, old.dtype) * old
-            + (1 - ops.cast(momentum, old.dtype)) * ops.cast(new, old.dtype)
-            for new, old in zip(x, averages, strict=True)
-        ]
-        overwrites = self._ema_overwrites_now()
-        if overwrites is not None:
-            x = _where(overwrites, averages, x)
-        return x, averages
+    def _updated(
+        self,
+        old: _BlockValues,
+        gradient: Any,
+        square: Any,
+        clip: Any,
+        scalars: _Scalars,
+        treatment: Treatment,
+        constraint: Any,
+    ) -> _BlockValues:
+        """One block's values after an update with the mean gradient."""
+        dtype = old.m.dtype
+        step = Step(
+            learning_rate=ops.cast(scalars.learning_rate, dtype),
+            number=ops.cast(scalars.number, dtype),
+            squared_norm=square,
+            clip=ops.cast(clip, dtype),
+        )
+        block = Block(ops.cast(old.x, dtype), old.m, old.v, gradient)
+        new = type(self).rule(ops, _sums, block, step, treatment, self.hyperparameters)
+        x, average = _averaged(new.x, old.average, scalars)
+        x = x if constraint is None else constraint(x)
+        accumulated = None if old.accumulated is None else ops.zeros_like(old.accumulated)
+        return _BlockValues(ops.cast(x, old.x.dtype), new.m, new.v, average, accumulated)
+
+    def _empty_without_gradient(self, updated: Sequence[Any], complete: Any) -> None:
+        """Drops, with the window, what the other variables gathered in it, as Keras does."""
+        with_gradient = set(self._indices(updated))
+        for index, accumulator in enumerate(self._accumulated_gradients):
+            if index not in with_gradient:
+                accumulator.assign(ops.where(complete, 0.0, ops.stop_gradient(accumulator)))
+
+    def _average_without_gradient(
+        self, updated: Sequence[Any], scalars: _Scalars, applies: Any
+    ) -> None:
+        """Goes on with the averages of the other variables, as Keras does.
+
+        Left at zero, the average of a variable that never has a gradient would become its value
+        when training ends.
+        """
+        with_gradient = set(self._indices(updated))
+        for index, variable in enumerate(self._trainable_variables):
+            average = self._average_of(index)
+            if index in with_gradient or average is None:
+                continue
+            old_x, old_average = ops.stop_gradient(variable), ops.stop_gradient(average)
+            x, new_average = _averaged(old_x, old_average, scalars)
+            variable.assign(ops.where(applies, x, old_x))
+            average.assign(ops.where(applies, new_average, old_average))
+
+    def _overwrite_model_variables_with_average_value(
+        self, trainable_variables: Sequence[Any]
+    ) -> None:
+        """Keras's own, with copies: JAX cannot donate one buffer as two variables."""
+        for variable in trainable_variables:
+            average = self._average_of(self._get_variable_index(variable))
+            if average is not None:
+                variable.assign(ops.copy(average))
+
+    def _count(self, complete: Any, applies: Any) -> None:
+        """A skipped window of micro-steps is begun again: its phase is its first one's."""
+        stride = self.gradient_accumulation_steps or 1
+        dtype = self._iterations.dtype
+        skipped = ops.cast(complete, dtype) - ops.cast(applies, dtype)
+        self._iterations.assign_add(1 - skipped * stride)
+        self.skipped_steps.assign_add(skipped)
 
     def _trust_ratios(self, settings: LayerAdaptiveHyperparameters) -> dict[str, Any]:
         return {
             path: ops.cast(
                 update_rules.momentum_trust_ratio(
                     ops,
-                    plain_sums,
+                    _sums,
                     Updated(
                         ops.cast(ops.stop_gradient(variable), moment.dtype),
                         ops.convert_to_tensor(moment),
@@ -175,28 +245,29 @@ class PortableOptimizer(keras.optimizers.Optimizer):
         }
 
 
-def _values(state: _Values) -> _Values:
-    """The values of the variables, outside any gradient tape."""
-    return _Values(
-        *([ops.stop_gradient(variable) for variable in column] for column in state[:-2]),
-        *(ops.convert_to_tensor(variable) for variable in state[-2:]),
-    )
+def _values(block: _BlockValues) -> _BlockValues:
+    """The values of a block's variables, outside any gradient tape."""
+    return _BlockValues(*(None if each is None else ops.stop_gradient(each) for each in block))
 
 
-def _assign(state: _Values, new: _Values) -> None:
-    for column, values in zip(state[:-2], new[:-2], strict=True):
-        for variable, value in zip(column, values, strict=True):
+def _assign(block: _BlockValues, values: _BlockValues, before: _BlockValues) -> None:
+    for variable, value, known in zip(block, values, before, strict=True):
+        if value is not known:
             variable.assign(value)
-    for variable, value in zip(state[-2:], new[-2:], strict=True):
-        variable.assign(value)
 
 
-def _cast_all(arrays: Sequence[Any], dtypes: Sequence[Any]) -> list[Any]:
-    return [ops.cast(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
+def _emptied(old: _BlockValues, complete: Any) -> _BlockValues:
+    """A block that is not updated: its accumulated gradient ends with the window."""
+    if old.accumulated is None:
+        return old
+    return old._replace(accumulated=ops.where(complete, 0.0, old.accumulated))
 
 
-def _where(condition: Any, new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
-    return [
-        ops.where(condition, ops.cast(each, before.dtype), before)
-        for each, before in zip(new, old, strict=True)
-    ]
+def _averaged(x: Any, average: Any, scalars: _Scalars) -> tuple[Any, Any]:
+    if average is None:
+        return x, None
+    momentum = ops.cast(scalars.ema_momentum, average.dtype)
+    average = momentum * average + (1 - momentum) * ops.cast(x, average.dtype)
+    if scalars.ema_overwrites is not None:
+        x = ops.where(scalars.ema_overwrites, ops.cast(average, x.dtype), x)
+    return x, average

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fractions
+import importlib
 import math
 from typing import Any, Self
 
@@ -228,3 +229,7 @@ class WarmupConstantDecaySchedule:
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return dataclasses.asdict(self.phases)
+
+
+if __name__ == "__main__":
+    importlib.import_module("tf_lans.schedule_plot").run()

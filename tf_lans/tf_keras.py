@@ -8,7 +8,14 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from tf_lans import block_selection, compiled_update, distributed_update, family, schedules
+from tf_lans import (
+    block_selection,
+    callbacks,
+    compiled_update,
+    distributed_update,
+    family,
+    schedules,
+)
 from tf_lans.hyperparameters import LayerAdaptiveHyperparameters
 
 _register = tf_keras.utils.register_keras_serializable(package="tf_lans")
@@ -26,8 +33,17 @@ class WarmupConstantDecay(  # noqa: D101 - documented where it is shared
         return schedules.learning_rate(compiled_update.NAMESPACE, number, self.phases)
 
 
+def _shaped(gradient: Any, variable: tf.Variable) -> Any:
+    """The gradient; slices that do not know the shape of the whole learn it from the variable."""
+    if isinstance(gradient, tf.IndexedSlices) and gradient.dense_shape is None:
+        return tf.IndexedSlices(gradient.values, gradient.indices, tf.shape(variable))
+    return gradient
+
+
 class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer):
     """The part between the family and tf_keras's base class."""
+
+    can_watch_gradients = True
 
     def _initialize(self, learning_rate: Any, name: str, base_arguments: dict) -> None:
         if base_arguments.get("mesh") is not None:
@@ -55,8 +71,8 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
         super().build(var_list)
         if self._built:
             return
-        self.momentums = [self._add_moment(variable, "m") for variable in var_list]
-        self.velocities = [self._add_moment(variable, "v") for variable in var_list]
+        self.momentums = [self.add_variable_from_reference(each, "m") for each in var_list]
+        self.velocities = [self.add_variable_from_reference(each, "v") for each in var_list]
         paths = [block_selection.block_path(variable) for variable in var_list]
         block_selection.warn_of_unmatched(self.hyperparameters, paths)
         self._block_paths = self._no_dependency(paths)
@@ -64,21 +80,44 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
             block_selection.treatments(self.hyperparameters, paths)
         )
         self._trained_variables = self._no_dependency(list(var_list))
+        if self.watches_gradients:
+            self._record = self._create_record()
         self._built = True
 
-    def _add_moment(self, variable: tf.Variable, name: str) -> tf.Variable:
-        stored = compiled_update.stored_dtype(variable)
+    def add_variable_from_reference(
+        self,
+        model_variable: tf.Variable,
+        variable_name: str,
+        shape: Sequence[int] | None = None,
+        initial_value: Any = None,
+    ) -> tf.Variable:
+        """Creates a state variable beside a model variable, of the dtype of all state.
+
+        Args:
+            model_variable: the model variable.
+            variable_name: what the variable holds: "m", "v" or "average".
+            shape: by default that of the model variable.
+            initial_value: zeros by default.
+
+        Returns:
+            A float32 `tf.Variable`, float64 for a float64 model variable.
+        """
+        stored = compiled_update.stored_dtype(model_variable)
         dtype = compiled_update.compute_dtype(stored)
         if dtype == stored:
-            return self.add_variable_from_reference(variable, name)
-        with tf.distribute.get_strategy().extended.colocate_vars_with(variable):
-            moment = tf.Variable(
-                tf.zeros(variable.shape, dtype),
-                name=f"{name}/{variable._shared_name}",
+            return super().add_variable_from_reference(
+                model_variable, variable_name, shape, initial_value
+            )
+        if initial_value is None:
+            initial_value = tf.zeros(model_variable.shape if shape is None else shape, dtype)
+        with tf.distribute.get_strategy().extended.colocate_vars_with(model_variable):
+            state = tf.Variable(
+                tf.cast(initial_value, dtype),
+                name=f"{variable_name}/{model_variable._shared_name}",
                 trainable=False,
             )
-        self._variables.append(moment)
-        return moment
+        self._variables.append(state)
+        return state
 
     def apply_gradients(
         self,
@@ -97,6 +136,9 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
 
         Returns:
             `iterations`.
+
+        Raises:
+            ValueError: no gradient at all.
         """
         pairs = list(grads_and_vars)
         if not pairs:
@@ -107,16 +149,19 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
             raise TypeError(f"apply_gradients() got unknown arguments: {', '.join(kwargs)}")
         if aggregate and not skip_gradients_aggregation:
             pairs = self.aggregate_gradients(pairs)
+        if all(gradient is None for gradient, _ in pairs):
+            raise ValueError(
+                f"{type(self).__name__}.apply_gradients() got no gradient for any of "
+                f"{len(pairs)} variables, the first {pairs[0][1].name}: does the loss depend on it?"
+            )
         self._compute_current_learning_rate()
         with tf.name_scope(name or self.name):
             with tf.init_scope():
                 self.build([variable for _, variable in pairs])
-            self._update([pair for pair in pairs if pair[0] is not None])
+            self._update([(_shaped(*pair), pair[1]) for pair in pairs if pair[0] is not None])
         return self._iterations
 
     def _update(self, pairs: Sequence[tuple[Any, tf.Variable]]) -> None:
-        if not pairs:
-            return
         distributed_update.update_in_replica(
             type(self).rule,
             self.hyperparameters,
@@ -124,15 +169,12 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
             [gradient for gradient, _ in pairs],
             learning_rate=self.learning_rate,
             updates_made=self._iterations,
-            clipping=distributed_update.GradientClipping(
-                clipnorm=self.clipnorm,
-                global_clipnorm=self.global_clipnorm,
-                clipvalue=self.clipvalue,
-            ),
+            clipping=distributed_update.GradientClipping(**self._clipping()),
             averaging=self._averaging(),
             counters=distributed_update.Counters(
                 iterations=self._iterations, skipped=self.skipped_steps
             ),
+            record=self._record,
         )
 
     def _averaging(self) -> distributed_update.MovingAverage | None:
@@ -143,6 +185,17 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
             overwrite = (self._iterations + 1) % self.ema_overwrite_frequency == 0
         return distributed_update.MovingAverage(momentum=self.ema_momentum, overwrite=overwrite)
 
+    def _overwrite_model_variables_with_average_value(
+        self, var_list: Sequence[tf.Variable]
+    ) -> None:
+        """tf_keras's own, also for averages wider than their variables."""
+        for variable in var_list:
+            self._distribution_strategy.extended.update(
+                variable,
+                lambda x, value: x.assign(tf.cast(value, compiled_update.stored_dtype(x))),
+                args=(self._block(variable).average,),
+            )
+
     def _block(self, variable: tf.Variable) -> distributed_update.BlockVariables:
         index = self._index_dict.get(self._var_key(variable))
         if index is None:
@@ -151,6 +204,7 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
                 "build() with all trainable variables before the first step"
             )
         return distributed_update.BlockVariables(
+            index=index,
             x=variable,
             m=self.momentums[index],
             v=self.velocities[index],
@@ -166,11 +220,27 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
         }
         return distributed_update.trust_ratios(settings, blocks, self._iterations)
 
+    def _create_record(self) -> distributed_update.GradientRecord:
+        with self._distribution_strategy.scope():
+            return distributed_update.gradient_record(len(self._trained_variables))
+
+    def _last_gradient_norm(self, record: distributed_update.GradientRecord) -> tf.Tensor:
+        return distributed_update.last_gradient_norm(record)
+
+    def _squared_weight_norms(self) -> list[tf.Tensor]:
+        return distributed_update.squared_weight_norms(self._trained_variables)
+
     def get_config(self) -> dict[str, Any]:
         """Every constructor argument, those of tf_keras's base optimizer included."""
         rate = self._serialize_hyperparameter(self._learning_rate)
         rate = rate if isinstance(rate, dict) else float(rate)
         return {**super().get_config(), "learning_rate": rate}
+
+
+class LargeBatchDiagnostics(  # noqa: D101 - documented where it is shared
+    callbacks.DiagnosticsCallback, tf_keras.callbacks.Callback
+):
+    __doc__ = callbacks.DiagnosticsCallback.__doc__
 
 
 @_register

@@ -1,0 +1,152 @@
+"""Diagnostics of a large-batch run in Keras's `fit`, and its stop when steps keep failing.
+
+`LargeBatchDiagnostics` is the class for whatever `tf.keras` is; `tf_lans.keras3` and
+`tf_lans.tf_keras` have it for theirs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+from tf_lans import diagnostics, family, hyperparameters
+
+_logger = logging.getLogger("tf_lans")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LargeBatchDiagnostics":
+        return importlib.import_module("tf_lans").LargeBatchDiagnostics
+    raise AttributeError(f"module 'tf_lans.callbacks' has no attribute {name!r}")
+
+
+class DiagnosticsCallback:
+    """Watches an optimizer of this package while a model is fitted.
+
+    Every `interval` steps it takes the learning rate, the norm of the global gradient (all
+    blocks together, all-reduced, before clipping), the smallest, median and largest trust ratio
+    over the blocks, the norm of all weights and the count of skipped steps. They go to `history`,
+    to the epoch's logs with the prefix "lans/", so that `History` and `CSVLogger` have the latest,
+    and to TensorBoard, there also the trust ratios and gradient norms of all blocks as histograms.
+
+    A run whose steps are all skipped trains nothing: after `max_skipped_steps` skipped steps in a
+    row it stops `fit` and names the blocks with non-finite gradients.
+
+    Args:
+        max_skipped_steps: how many steps in a row may be skipped, at least 1; None never stops.
+        interval: steps (updates and skipped ones) between two looks, at least 1. A look reads all
+            weights and moments once; at the default its cost is below 2 % of the updates'.
+        log_dir: a folder for TensorBoard's event files, or None.
+
+    Attributes:
+        history: a list of dictionaries, one for each look: "step" (updates made) and the scalars
+            of `tf_lans.diagnostics.Diagnostics.scalars`.
+
+    Raises:
+        TypeError: an argument of the wrong type; in `fit`, an optimizer of another package.
+        ValueError: an argument below 1.
+
+    Example:
+        >>> model = keras.Sequential([keras.layers.Dense(1)])
+        >>> model.compile(optimizer=tf_lans.LANS(0.01), loss="mse")
+        >>> watch = tf_lans.callbacks.LargeBatchDiagnostics(interval=1)
+        >>> data = numpy.ones((8, 4)), numpy.ones((8, 1))
+        >>> history = model.fit(*data, batch_size=4, callbacks=[watch], verbose=0)
+        >>> [row["step"] for row in watch.history]
+        [1, 2]
+    """
+
+    model: Any
+
+    def __init__(
+        self,
+        max_skipped_steps: int | None = 20,
+        interval: int = 100,
+        log_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        if max_skipped_steps is not None:
+            hyperparameters.integer("max_skipped_steps", max_skipped_steps, minimum=1)
+        self.max_skipped_steps = max_skipped_steps
+        self.interval = hyperparameters.integer("interval", interval, minimum=1)
+        self.log_dir = log_dir
+        self.history: list[dict[str, float]] = []
+        self._looked_at = 0
+        self._writer: Any = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Asks the optimizer to keep its gradients' norms."""
+        del logs
+        optimizer = self._optimizer()
+        self._looked_at = optimizer.steps_taken()
+        if optimizer.can_watch_gradients and not optimizer.watches_gradients:
+            optimizer.watch_gradients()
+            if getattr(self.model, "train_function", None) is not None:
+                self.model.make_train_function(force=True)
+        if self.log_dir is not None:
+            summary = importlib.import_module("tensorflow").summary
+            self._writer = summary.create_file_writer(str(self.log_dir))
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Looks at the optimizer when it is time, and stops a run that only skips."""
+        del batch, logs
+        optimizer = self._optimizer()
+        self._stop_if_stuck(optimizer)
+        taken = optimizer.steps_taken()
+        if taken - self._looked_at >= self.interval or self.model.stop_training:
+            self._looked_at = taken
+            self._look(optimizer)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds the latest figures to the epoch's logs."""
+        del epoch
+        if logs is not None and self.history:
+            latest = self.history[-1]
+            logs.update({f"lans/{name}": value for name, value in latest.items() if name != "step"})
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Closes TensorBoard's file."""
+        del logs
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _optimizer(self) -> Any:
+        optimizer = self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        if not isinstance(optimizer, family.BlockOptimizer):
+            raise TypeError(
+                f"LargeBatchDiagnostics got a model with {type(optimizer).__name__}: expected an "
+                "optimizer of tf_lans"
+            )
+        return optimizer
+
+    def _stop_if_stuck(self, optimizer: Any) -> None:
+        if self.max_skipped_steps is None or not optimizer.watches_gradients:
+            return
+        skipped = optimizer.skipped_in_a_row()
+        if skipped < self.max_skipped_steps:
+            return
+        blocks = diagnostics.nonfinite_blocks(optimizer.gradient_norms())
+        self.model.stop_training = True
+        _logger.error(
+            "stopped: the last %d steps were skipped, the gradient is not finite in %d blocks: %s",
+            skipped,
+            len(blocks),
+            ", ".join(blocks),
+        )
+
+    def _look(self, optimizer: Any) -> None:
+        found = optimizer.diagnostics()
+        self.history.append({"step": found.iterations, **found.scalars()})
+        if self._writer is None:
+            return
+        summary = importlib.import_module("tensorflow").summary
+        with self._writer.as_default(step=found.iterations):
+            for name, value in found.scalars().items():
+                summary.scalar(f"lans/{name}", value)
+            for name in ("trust_ratios", "gradient_norms"):
+                values = getattr(found, name)
+                if values:
+                    summary.histogram(f"lans/{name}", list(values.values()))
