@@ -23,6 +23,7 @@ from tqdm import tqdm
 from official_bert import checkpoints, configuration, devices, metrics_log, optimization
 from official_bert.input import PretrainDataConfig, keep_vocabulary
 from official_bert.trainer import Trainer
+from tf_lans import family
 from tfrecords import command, reader
 from tfrecords.errors import UserError
 
@@ -123,6 +124,7 @@ class _Run:
         self.metrics = metrics_log.MetricsLog(os.path.join(model_dir, metrics_log.METRICS))
         self.evaluations = metrics_log.MetricsLog(os.path.join(model_dir, metrics_log.EVALUATIONS))
         self.evaluation: dict[str, float] = {}
+        self.histograms = tf.summary.create_noop_writer()
         self.controller = self._build_controller(strategy)
         # Restored or initialised: nothing that the user could have mistaken is left, so the
         # folder may be touched.
@@ -130,6 +132,7 @@ class _Run:
             configuration.save(params, model_dir)
             if isinstance(params.task.train_data, PretrainDataConfig):
                 keep_vocabulary(params.task.train_data, model_dir)
+            self.histograms = tf.summary.create_file_writer(os.path.join(model_dir, "train"))
             self.metrics.cut_back(self.step)
             self.evaluations.cut_back(self.step)
 
@@ -202,7 +205,7 @@ class _Run:
         del output
         rows = self.trainer.step_rows
         if self.step % self.params.trainer.summary_interval == 0:
-            rows[-1] |= trust_ratio_summary(self.trainer.optimizer)
+            rows[-1] |= self._optimizer_scalars()
         self.metrics.append(rows)
         shown = ("loss", "masked_lm_accuracy", "learning_rate", "skipped_steps")
         last = rows[-1]
@@ -211,6 +214,21 @@ class _Run:
             refresh=False,
         )
         self.bar.update(len(rows))
+
+    def _optimizer_scalars(self) -> dict[str, float]:
+        """What an optimizer of ours tells; its blocks' figures go to TensorBoard."""
+        optimizer = self.trainer.optimizer
+        if not isinstance(optimizer, family.BlockOptimizer):
+            return {}
+        found = optimizer.diagnostics()
+        with self.histograms.as_default(step=self.step):
+            for name in ("trust_ratios", "gradient_norms"):
+                values = list((getattr(found, name) or {}).values())
+                if values:
+                    tf.summary.histogram(name, values)
+        self.histograms.flush()
+        # every step's row has the rate, the gradient's norm and the skipped steps as they were
+        return {name: value for name, value in found.scalars().items() if name not in _EVERY_STEP}
 
     def _after_evaluation(self, output: Mapping[str, Any]) -> None:
         self.evaluation = {name: float(value) for name, value in output.items()}
@@ -223,6 +241,7 @@ def _progress(screen: TextIO, description: str, total: int, initial: int) -> tqd
         return command.progress(total=total, desc=description, unit="step", initial=initial)
 
 
+_EVERY_STEP = ("learning_rate", "gradient_norm", "skipped_steps")
 _SHORT = {"masked_lm_accuracy": "accuracy", "learning_rate": "lr", "skipped_steps": "skipped"}
 
 
@@ -240,21 +259,9 @@ def build_trainer(
     # optimizers cannot be created inside the loop of steps.
     legacy = isinstance(optimizer, tf_keras.optimizers.legacy.Optimizer)
     (optimizer._create_all_weights if legacy else optimizer.build)(variables)
+    if train and isinstance(optimizer, family.BlockOptimizer):
+        optimizer.watch_gradients()
     return Trainer(params, task, model=model, optimizer=optimizer, train=train, evaluate=evaluate)
-
-
-def trust_ratio_summary(optimizer: Any) -> dict[str, float]:
-    """Smallest, median and largest trust ratio over the blocks; empty where there are none."""
-    if not hasattr(optimizer, "trust_ratios"):
-        return {}
-    ratios = sorted(float(ratio) for ratio in optimizer.trust_ratios().values())
-    if not ratios:
-        return {}
-    return {
-        "trust_ratio_min": ratios[0],
-        "trust_ratio_median": ratios[len(ratios) // 2],
-        "trust_ratio_max": ratios[-1],
-    }
 
 
 def _next_multiple(step: int, interval: int) -> int:

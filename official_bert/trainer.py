@@ -12,14 +12,15 @@ import tensorflow as tf
 from official.core import base_trainer
 
 from official_bert import optimization
+from tf_lans import family
 
 
 class Trainer(base_trainer.Trainer):
     """Trains steps `[global_step, ...)` and keeps the scalars of each.
 
     After `train(n)`, `step_rows` has n dictionaries with `step`, `learning_rate`,
-    `skipped_steps` (where the optimizer counts them) and whatever scalars the task's train step
-    returned (their mean over the replicas).
+    `gradient_norm` and `skipped_steps` (where the optimizer is one of ours) and whatever scalars
+    the task's train step returned (their mean over the replicas).
     """
 
     def __init__(self, config: Any, task: Any, **kwargs: Any) -> None:
@@ -75,7 +76,8 @@ class Trainer(base_trainer.Trainer):
         mean = tf.distribute.ReduceOp.MEAN
         row = {name: self.strategy.reduce(mean, logs[name], axis=None) for name in sorted(logs)}
         row["learning_rate"] = learning_rate
-        if hasattr(self.optimizer, "skipped_steps"):
+        if isinstance(self.optimizer, family.BlockOptimizer):
+            row["gradient_norm"] = self.optimizer.last_gradient_norm()
             row["skipped_steps"] = self.optimizer.skipped_steps
         self._columns = list(row)
         return tf.stack([tf.cast(value, tf.float32) for value in row.values()])

@@ -54,6 +54,13 @@ def test_both_phases_log_every_step_and_improve(two_phases, shards) -> None:
     assert second[0]["loss"] < first[0]["loss"] - 0.5
     assert all(row["skipped_steps"] == 0 for row in first + second)
     assert [row["step"] for row in first if "trust_ratio_median" in row] == list(range(2, 31, 2))
+    assert all(row["gradient_norm"] > 0 for row in first)
+    assert all(row["weight_norm"] > 0 for row in first if "trust_ratio_median" in row)
+    tags = set()
+    for path in (two_phases / "phase1" / "train").glob("events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            tags |= {value.tag for value in event.summary.value}
+    assert {"trust_ratios", "gradient_norms", "gradient_norm", "weight_norm"} <= tags
     schedule = [row["learning_rate"] for row in first]
     assert schedule[:4] == pytest.approx([0.025, 0.05, 0.05, 0.05]) and schedule[-1] == 0.0
     vocabulary = (shards / "vocab.txt").read_bytes()
