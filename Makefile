@@ -1,4 +1,5 @@
 # Two commands for a fresh clone: `make demo` and `make test`. Both set up .venv by themselves.
+# `make test-backends` tests the optimizers on JAX and PyTorch, in environments of their own.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -6,13 +7,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 QUIET_PIP := --quiet --disable-pip-version-check
 
+BACKENDS := jax torch
+
 # What `make demo` uses; leave CORPUS and SQUAD_* empty for the docstring corpus.
 DEMO_DIR ?= demo
 CORPUS ?=
 SQUAD_TRAIN ?=
 SQUAD_DEV ?=
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-backends lint format clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m official_bert.demo --work_dir='$(DEMO_DIR)' --corpus='$(CORPUS)' \
@@ -20,6 +23,14 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED) lint
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# `--confcutdir`: tests/conftest.py imports TensorFlow, which is not there.
+test-backends: $(BACKENDS:%=.venv-%/.installed)
+	@set -e; for backend in $(BACKENDS); do \
+		echo "tests/backends on $$backend"; \
+		KERAS_BACKEND=$$backend .venv-$$backend/bin/python -m pytest -q \
+			--confcutdir=tests/backends tests/backends; \
+	done
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
@@ -31,7 +42,7 @@ format: $(INSTALLED)
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO_DIR) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BACKENDS:%=.venv-%) $(DEMO_DIR) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamp is written last, so an interrupted installation is begun again.
 $(INSTALLED): constraints.txt pyproject.toml
@@ -40,4 +51,17 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@echo "setting up $(VENV) (once; about 2 minutes and 4 GB)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install $(QUIET_PIP) --constraint constraints.txt --editable '.[bert,dev]'
+	@touch $@
+
+# pip takes the GPU build of PyTorch, several GB; with
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu in the environment, the small one.
+.venv-jax/.installed: PACKAGES := jax optax absl-py
+.venv-torch/.installed: PACKAGES := torch
+.venv-%/.installed: constraints-backends.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 \
+	or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "setting up .venv-$* (once; about 1 minute and 1 GB)"
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install $(QUIET_PIP) --constraint constraints-backends.txt \
+		--editable . $(PACKAGES) pytest
 	@touch $@

@@ -1,0 +1,1 @@
+"""Measurements, run by hand; `tests/` runs each once on a small model."""

@@ -1,0 +1,45 @@
+"""Where a measurement was made, for its report."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+
+
+def processor() -> str:
+    """The processor's name and its number of cores."""
+    information = pathlib.Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Python's version and that of each package that is installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def available_bytes() -> int:
+    """Memory that new processes may take."""
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * next(int(each.split()[1]) for each in lines if each.startswith("MemAvailable"))
+
+
+def heading(module: str) -> dict[str, str]:
+    """The date and the command of this run of a benchmark module."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+    }

@@ -1,0 +1,144 @@
+"""The optimizers in a whole Keras training, without TensorFlow."""
+
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import tf_lans.keras3
+from tests.backends import harness
+from tests.backends.harness import each_class, only_jax
+
+# The torch backend would call torch.compile, which needs a C++ compiler.
+COMPILATIONS = {"jax": (True, False, "auto"), "torch": (False, "auto")}[harness.BACKEND]
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(64, 8)).astype(np.float32)
+    return x, x @ generator.normal(size=(8, 1)).astype(np.float32)
+
+
+def model(optimizer: Any, **arguments: Any) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(16, "tanh", name="one"), keras.layers.Dense(1, name="two")]
+    network = keras.Sequential([keras.Input((8,)), *layers])
+    network.compile(optimizer=optimizer, loss="mse", **arguments)
+    return network
+
+
+def fit(network: keras.Model, epochs: int, batch_size: int = 16) -> list[float]:
+    x, y = data()
+    history = network.fit(x, y, batch_size, epochs, verbose=0, shuffle=False)
+    return history.history["loss"]
+
+
+@each_class
+@pytest.mark.parametrize("jit_compile", COMPILATIONS)
+@pytest.mark.parametrize("micro_steps", [None, 4])
+def test_fit_learns(name: str, jit_compile: bool | str, micro_steps: int | None) -> None:
+    optimizer = getattr(tf_lans.keras3, name)(0.03, gradient_accumulation_steps=micro_steps)
+    network = model(optimizer, jit_compile=jit_compile)
+    losses = fit(network, 10)
+    assert losses[-1] < 0.8 * losses[0]
+    assert int(optimizer.iterations) == 40 // (micro_steps or 1)
+    assert int(optimizer.skipped_steps) == 0
+
+
+def test_micro_batches_train_like_the_whole_batch() -> None:
+    whole = model(tf_lans.keras3.LANS(0.03))
+    fit(whole, 4, batch_size=64)
+    parts = model(tf_lans.keras3.LANS(0.03, gradient_accumulation_steps=4))
+    fit(parts, 4, batch_size=16)
+    for one, other in zip(whole.get_weights(), parts.get_weights(), strict=True):
+        # Two orders of summation, float32, four updates.
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_fit_ends_on_the_averages() -> None:
+    optimizer = tf_lans.keras3.LANS(0.03, use_ema=True, ema_momentum=0.5)
+    network = model(optimizer)
+    fit(network, 2)
+    averages = [harness.numpy(each) for each in optimizer._model_variables_moving_average]
+    harness.assert_equal(network.get_weights(), averages)
+    assert any(np.any(each) for each in averages)
+
+
+def test_training_goes_on_from_the_averages() -> None:
+    """Keras's own optimizers fail here on JAX: weights and averages share their buffers."""
+    network = model(tf_lans.keras3.LANS(0.03, use_ema=True, ema_momentum=0.5))
+    first, second = fit(network, 2), fit(network, 2)
+    assert second[-1] < first[0]
+
+
+@pytest.mark.parametrize("dtype_policy", ["mixed_bfloat16", "bfloat16"])
+def test_fit_learns_in_bfloat16(dtype_policy: str) -> None:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype_policy)
+    try:
+        losses = fit(model(tf_lans.keras3.LANS(0.03)), 10)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@each_class
+@pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 3, "use_ema": True}])
+def test_saved_training_goes_on_bit_for_bit(
+    name: str, arguments: dict, tmp_path: pathlib.Path
+) -> None:
+    schedule = tf_lans.keras3.WarmupConstantDecay(0.03, 20, 4, 2)
+    network = model(getattr(tf_lans.keras3, name)(schedule, **arguments))
+    # 8 micro-steps: in threes, the window is open when the model is saved.
+    fit(network, 2)
+    network.save(tmp_path / "model.keras")
+    fit(network, 1)
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.optimizer) is type(network.optimizer)
+    fit(loaded, 1)
+    harness.assert_equal(loaded.get_weights(), network.get_weights())
+    pairs = zip(loaded.optimizer.variables, network.optimizer.variables, strict=True)
+    for one, other in pairs:
+        np.testing.assert_array_equal(harness.numpy(one), harness.numpy(other))
+
+
+def test_trust_ratios_of_a_model() -> None:
+    optimizer = tf_lans.keras3.LANS(0.03, exclude_from_layer_adaptation=["bias"])
+    network = model(optimizer)
+    with pytest.raises(ValueError, match="before the optimizer was built"):
+        optimizer.trust_ratios()
+    fit(network, 1)
+    ratios = {path: float(ratio) for path, ratio in optimizer.trust_ratios().items()}
+    assert [path.split("/", 1)[1] for path in ratios] == ["one/kernel", "two/kernel"]
+    assert all(0 < ratio < 100 and ratio != 1 for ratio in ratios.values())
+
+
+@only_jax
+def test_a_custom_jax_loop() -> None:
+    """Keras's stateless API in a step that the user compiles: the numbers of `fit`."""
+    import jax
+
+    fitted = model(tf_lans.keras3.LANS(0.03))
+    fit(fitted, 2)
+    network = model(optimizer := tf_lans.keras3.LANS(0.03))
+    optimizer.build(network.trainable_variables)
+
+    def loss(weights: list, x: Any, y: Any) -> Any:
+        predictions, _ = network.stateless_call(weights, [], x, training=True)
+        return keras.ops.mean(keras.ops.square(predictions - y))
+
+    @jax.jit
+    def step(weights: list, state: list, x: Any, y: Any) -> tuple:
+        gradients = jax.grad(loss)(weights, x, y)
+        return optimizer.stateless_apply(state, gradients, weights)
+
+    weights = [each.value for each in network.trainable_variables]
+    state = [each.value for each in optimizer.variables]
+    x, y = data()
+    for _ in range(2):
+        for first in range(0, 64, 16):
+            weights, state = step(weights, state, x[first : first + 16], y[first : first + 16])
+    for one, other in zip(weights, fitted.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
