@@ -63,6 +63,11 @@ def salvage(content: bytes, num_records: int) -> tuple[list[bytes | None], list[
     return records + [None] * lost, damages
 
 
+def extent(records: list[bytes | None]) -> int:
+    """The bytes that sound records take in a file, their lengths and checksums included."""
+    return sum(_HEADER + len(record) + _FOOTER for record in records if record is not None)
+
+
 def _walk(content: bytes, num_records: int) -> tuple[np.ndarray, np.ndarray]:
     """Follows the lengths from record to record while they stay within the file."""
     offsets: list[int] = []

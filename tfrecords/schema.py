@@ -18,6 +18,7 @@ NEXT_SENTENCE_LABELS = "next_sentence_labels"
 
 MANIFEST_FILE = "manifest.json"
 VOCABULARY_FILE = "vocab.txt"
+SHARD_SUFFIX = ".tfrecord"
 TRAIN = "train"
 EVAL = "eval"
 SPLITS = (TRAIN, EVAL)
@@ -72,7 +73,7 @@ def shard_name(split: str, seq_length: int, shard: int, num_shards: int) -> str:
         >>> shard_name("train", 128, 17, 1536)
         'train-seq128-00017-of-01536.tfrecord'
     """
-    return f"{split}-seq{seq_length}-{shard:05d}-of-{num_shards:05d}.tfrecord"
+    return f"{split}-seq{seq_length}-{shard:05d}-of-{num_shards:05d}{SHARD_SUFFIX}"
 
 
 def default_max_predictions(seq_length: int, masked_lm_prob: float) -> int:

@@ -1,0 +1,112 @@
+"""Checks every byte of a folder of shards against its manifest.
+
+    python -m tfrecords.verify --input_dir shards
+
+Of each shard: that it is there, its size, its SHA-256, the CRC of every record, the number of
+records; and the vocabulary's hash. Each problem is a line; a folder with any ends the command with
+exit code 2. Nothing is changed.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+import tensorflow as tf
+from absl import flags
+
+from tfrecords import command, damage, files, schema
+from tfrecords.errors import UserError
+from tfrecords.manifest import Manifest, Shard
+from tfrecords.vocabulary import Vocabulary
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "input_dir", None, "The folder that tfrecords.build wrote.", required=True, flag_values=FLAGS
+)
+
+
+def shard_problems(path: str, shard: Shard) -> Iterator[str]:
+    """What is wrong with a shard, a line each; nothing where its file is what the manifest says.
+
+    Args:
+        path: where the file lies.
+        shard: what the manifest says of it.
+    """
+    if not tf.io.gfile.exists(path):
+        yield f"{path} is missing"
+        return
+    content = files.read_bytes(path)
+    if len(content) != shard.bytes:
+        yield f"{path} has {len(content)} bytes, the manifest says {shard.bytes}"
+    records, damages = damage.salvage(content, shard.examples)
+    for found in damages:
+        after = f", and the {found.count - 1} after it are lost" if found.count > 1 else ""
+        yield f"{path}: record {found.record} at byte offset {found.offset}: {found.reason}{after}"
+    beyond = len(content) - damage.extent(records)
+    if not damages and beyond > 0:
+        yield f"{path} goes on for {beyond} bytes after its {shard.examples} records"
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != shard.sha256:
+        yield f"{path} has sha256 {digest[:12]}, the manifest says {shard.sha256[:12]}"
+
+
+def vocabulary_problems(manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the vocabulary beside the shards."""
+    try:
+        manifest.check_vocabulary(Vocabulary.load(manifest.vocabulary_file))
+    except UserError as error:
+        yield str(error)
+
+
+def unlisted_problems(manifest: Manifest) -> Iterator[str]:
+    """The shards that lie in the folder, but which the manifest does not know."""
+    listed = {shard.file for shard in _shards(manifest)}
+    for name in sorted(tf.io.gfile.listdir(manifest.directory)):
+        if name.endswith(schema.SHARD_SUFFIX) and name not in listed:
+            yield f"{os.path.join(manifest.directory, name)} is not in the manifest"
+
+
+def body(flag_values: flags.FlagValues) -> None:
+    """Verifies the folder that the flags name.
+
+    Raises:
+        UserError: there is no manifest, or anything is not as it says.
+    """
+    manifest = Manifest.load(flag_values.input_dir)
+    shards = _shards(manifest)
+    problems = [*vocabulary_problems(manifest), *unlisted_problems(manifest)]
+    with command.progress(
+        total=sum(shard.bytes for shard in shards), desc="verify", unit="B", unit_scale=True
+    ) as bar:
+        for shard in shards:
+            problems.extend(shard_problems(manifest.path(shard), shard))
+            bar.update(shard.bytes)
+    print()
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise UserError(
+            f"{len(problems)} problems in {manifest.directory}, listed above; build the shards "
+            "again, or read past damaged records with on_corrupt='skip'"
+        )
+    examples = sum(shard.examples for shard in shards)
+    print(f"{len(shards)} shards with {examples:,} examples are as the manifest says")
+
+
+def _shards(manifest: Manifest) -> list[Shard]:
+    return [
+        shard
+        for length in manifest.seq_lengths
+        for split in sorted(manifest.sequences[length].splits)
+        for shard in manifest.shards(split, length)
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    return command.run(body, FLAGS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
