@@ -26,7 +26,7 @@ _MAX_SEQ_LENGTH = 1 << 16
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
-    "input", None, "Text files: names and globs, separated by commas.", required=True,
+    "input", None, "Text: files, folders and globs, separated by commas.", required=True,
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string("vocab_file", None, "The vocabulary.", required=True, flag_values=FLAGS)

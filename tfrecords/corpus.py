@@ -77,7 +77,10 @@ class Scan:
 
 
 def find(patterns: str) -> list[TextFile]:
-    """Resolves a comma-separated list of files and globs, in the order of their paths.
+    """Resolves a comma-separated list of files, folders and globs, in the order of their paths.
+
+    A folder stands for all files in it and below, without those whose names, or whose folders'
+    names, begin with a dot. A folder that a glob matches is left out.
 
     Raises:
         UserError: a pattern matches no file.
@@ -88,15 +91,15 @@ def find(patterns: str) -> list[TextFile]:
     """
     paths: set[str] = set()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        found = [path for path in _matches(pattern) if not tf.io.gfile.isdir(path)]
+        found = _matches(pattern)
         if not found:
             raise UserError(
-                f"--input {pattern!r} matches no file; give existing files or quoted globs, "
-                "separated by commas"
+                f"--input {pattern!r} matches no file; give existing files, folders or quoted "
+                "globs, separated by commas"
             )
         paths.update(found)
     if not paths:
-        raise UserError("--input is empty; give files or quoted globs, separated by commas")
+        raise UserError("--input is empty; give files, folders or quoted globs, with commas")
     root = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(paths) > 1 else None
     return [
         TextFile(
@@ -111,11 +114,22 @@ def _matches(pattern: str) -> list[str]:
     remote = "://" in pattern
     absolute = pattern if remote else os.path.abspath(pattern)
     if tf.io.gfile.exists(absolute):
-        return [absolute]
+        return _files_of(absolute)
     try:
-        return list(tf.io.gfile.glob(absolute))
+        return [path for path in tf.io.gfile.glob(absolute) if not tf.io.gfile.isdir(path)]
     except tf.errors.OpError:
         return []
+
+
+def _files_of(path: str) -> list[str]:
+    if not tf.io.gfile.isdir(path):
+        return [path]
+    inside: list[str] = []
+    for name in sorted(tf.io.gfile.listdir(path)):
+        name = name.rstrip("/")  # as gs:// lists folders
+        if not name.startswith("."):
+            inside.extend(_files_of(os.path.join(path, name)))
+    return inside
 
 
 def scan(

@@ -30,7 +30,7 @@ _MAX_ALPHABET = 1000
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
-    "input", None, "Text files: names and globs, separated by commas.", required=True,
+    "input", None, "Text: files, folders and globs, separated by commas.", required=True,
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string("output", None, "The file to write.", required=True, flag_values=FLAGS)

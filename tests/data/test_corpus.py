@@ -35,6 +35,19 @@ def test_literal(tmp_path: pathlib.Path) -> None:
     assert documents(packed) == expected
 
 
+def test_a_folder_stands_for_the_files_below_it(tmp_path: pathlib.Path) -> None:
+    for name in ("b.txt", "deep/er/a.txt", "deep/c.txt", ".hidden", ".git/config", "void/.keep"):
+        path = tmp_path / "text" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("words\n")
+    found = corpus.find(str(tmp_path / "text"))
+    assert [file.key for file in found] == ["b.txt", "deep/c.txt", "deep/er/a.txt"]
+    assert found == corpus.find(f"{tmp_path}/text/,{tmp_path}/text/b.txt")
+    assert [file.key for file in corpus.find(f"{tmp_path}/text/[a-z]*")] == ["b.txt"]
+    with pytest.raises(UserError, match="matches no file"):
+        corpus.find(str(tmp_path / "text" / "void"))
+
+
 def test_a_damaged_archive_is_named(tmp_path: pathlib.Path) -> None:
     whole = gzip.compress(b"".join(b"%d words\n" % (number**5) for number in range(2000)))
     for name, content in (
@@ -80,7 +93,7 @@ def test_find(tmp_path: pathlib.Path) -> None:
     assert [file.key for file in corpus.find(f"{tmp_path}/b.txt")] == ["b.txt"]
     for pattern, message in (
         (f"{tmp_path}/b.txt,{tmp_path}/c*.txt", r"c\*.txt' matches no file"),
-        (f"{tmp_path}/a", "matches no file"),
+        (f"{tmp_path}/nowhere", "matches no file"),
         (" , ", "--input is empty"),
     ):
         with pytest.raises(UserError, match=message):
