@@ -124,7 +124,7 @@ class _Run:
         self.metrics = metrics_log.MetricsLog(os.path.join(model_dir, metrics_log.METRICS))
         self.evaluations = metrics_log.MetricsLog(os.path.join(model_dir, metrics_log.EVALUATIONS))
         self.evaluation: dict[str, float] = {}
-        self.histograms = tf.summary.create_noop_writer()
+        self.summaries = tf.summary.create_noop_writer()
         self.controller = self._build_controller(strategy)
         # Restored or initialised: nothing that the user could have mistaken is left, so the
         # folder may be touched.
@@ -132,7 +132,7 @@ class _Run:
             configuration.save(params, model_dir)
             if isinstance(params.task.train_data, PretrainDataConfig):
                 keep_vocabulary(params.task.train_data, model_dir)
-            self.histograms = tf.summary.create_file_writer(os.path.join(model_dir, "train"))
+            self.summaries = tf.summary.create_file_writer(os.path.join(model_dir, "train"))
             self.metrics.cut_back(self.step)
             self.evaluations.cut_back(self.step)
 
@@ -221,14 +221,19 @@ class _Run:
         if not isinstance(optimizer, family.BlockOptimizer):
             return {}
         found = optimizer.diagnostics()
-        with self.histograms.as_default(step=self.step):
+        # every step's row has the rate, the gradient's norm and the skipped steps as they were
+        scalars = {
+            name: value for name, value in found.scalars().items() if name not in _EVERY_STEP
+        }
+        with self.summaries.as_default(step=self.step):
             for name in ("trust_ratios", "gradient_norms"):
                 values = list((getattr(found, name) or {}).values())
                 if values:
                     tf.summary.histogram(name, values)
-        self.histograms.flush()
-        # every step's row has the rate, the gradient's norm and the skipped steps as they were
-        return {name: value for name, value in found.scalars().items() if name not in _EVERY_STEP}
+            for name, value in scalars.items():
+                tf.summary.scalar(name, value)
+        self.summaries.flush()
+        return scalars
 
     def _after_evaluation(self, output: Mapping[str, Any]) -> None:
         self.evaluation = {name: float(value) for name, value in output.items()}
