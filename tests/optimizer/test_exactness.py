@@ -7,6 +7,7 @@ import tensorflow as tf
 from tests import reference
 from tests.optimizer import harness
 from tests.optimizer.harness import both_kerases
+from tf_lans import compiled_update
 
 STEPS = 50
 # float32: 50 steps of relative rounding 6e-8, amplified by the ratios and the moments' history.
@@ -116,3 +117,42 @@ def test_a_large_block_keeps_its_digits() -> None:
     ratio = float(next(iter(run.optimizer.trust_ratios().values())))
     np.testing.assert_allclose(ratio, expected.trust_ratio(0), rtol=1e-5)
     assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
+
+
+@both_kerases
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize(
+    ("shape", "piece"), [((3, 16_384), 16_384), ((2, 15_261), 15_261), ((16_411,), None)]
+)
+def test_blocks_in_pieces_follow_the_reference(
+    which: str, mode: str, shape: tuple[int, ...], piece: int | None
+) -> None:
+    """Blocks above the size of a piece: divisible, with a smaller piece, and prime."""
+    assert compiled_update.piece_elements(int(np.prod(shape))) == piece
+    start = [value.astype(np.float32) for value in harness.start_values(shapes=[shape])]
+    run = harness.Run(which, "LANS", start, mode, learning_rate=0.01)
+    expected = reference.Reference("lans", start)
+    good = harness.gradient_steps(start, 3)
+    for gradients in (good[0], [np.full(shape, np.nan, np.float32)], *good[1:]):
+        run.step(gradients)
+    for gradients in good:
+        expected.step(gradients, LEARNING_RATE)
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
+    assert harness.number(run.optimizer.skipped_steps) == 1
+
+
+@both_kerases
+def test_sixteen_bit_blocks_in_pieces(which: str) -> None:
+    """In pieces and whole, x differs by the one rounding of its end, at most 2^-8 of it a step."""
+    dtype = tf.bfloat16.as_numpy_dtype
+    start = [value.astype(dtype) for value in harness.start_values(shapes=[(3, 16_384)])]
+    runs = [
+        harness.Run(which, "LANS", start, "graph", learning_rate=0.05, jit_compile=jit)
+        for jit in (True, False)
+    ]
+    for gradients in harness.gradient_steps(start, 2):
+        for run in runs:
+            run.step(gradients)
+    pieces, whole = (run.values()[0].astype(np.float32) for run in runs)
+    assert np.mean(pieces != start[0].astype(np.float32)) > 0.5
+    assert np.all(np.abs(pieces - whole) <= 2 * 2.0**-8 * np.abs(whole) + 1e-6)

@@ -109,6 +109,25 @@ def test_slices_are_summed_before_the_norm(which: str, mode: str) -> None:
     assert reference.relative_error(sparse.values(), expected.values, start) <= FLOAT32_TOLERANCE
 
 
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_accumulated_slices_are_one_gradient(mode: str) -> None:
+    start = [np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)]
+    run = harness.Run("keras3", "LANS", start, learning_rate=0.01, gradient_accumulation_steps=2)
+    parts = (([[1, 2, 3], [4, 5, 6]], [4, 4]), ([[-1, 1, 0], [2, 0, 2]], [1, 4]))
+    mean = np.zeros((5, 3), np.float32)
+
+    def micro_step(rows: tf.Tensor, indices: tf.Tensor) -> None:
+        run._apply([tf.IndexedSlices(rows, indices, tf.constant([5, 3]))])
+
+    step = tf.function(micro_step) if mode == "graph" else micro_step
+    for rows, indices in parts:
+        step(tf.constant(rows, tf.float32), tf.constant(indices))
+        np.add.at(mean, indices, np.divide(rows, 2))
+    expected = reference.Reference("lans", start)
+    expected.step([mean], RATE)
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
+
+
 @both_kerases
 @pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
 def test_sixteen_bit_variables_keep_moving(which: str, dtype: tf.DType) -> None:
