@@ -273,7 +273,7 @@ def chart(figures: dict[str, Any]) -> Figure:
     bars = axes.barh(names, [ratios[name] for name in names], color=colors)
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.axvline(1.0, color="black", linestyle="--", linewidth=1)
-    axes.set_xlabel(f"time of an update over that of {REFERENCE} (medians, same run)")
+    axes.set_xlabel(f"update time over {REFERENCE} (medians)")
     axes.set_title(f"{figures['model']}, float32, {figures['processor']}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
