@@ -60,7 +60,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 .venv-%/.installed: constraints-backends.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 \
 	or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "setting up .venv-$* (once; about 1 minute and 1 GB)"
+	@echo "setting up .venv-$* (once; a minute or two; 1 GB, several with PyTorch for GPUs)"
 	@$(PYTHON) -m venv .venv-$*
 	@.venv-$*/bin/python -m pip install $(QUIET_PIP) --constraint constraints-backends.txt \
 		--editable . $(PACKAGES) pytest

@@ -1,6 +1,7 @@
 """`metrics.jsonl`: one JSON object a line, in step order, consistent with the checkpoints."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,6 +16,8 @@ EVALUATIONS = "evaluations.jsonl"
 
 class MetricsLog:
     """Appends rows to a JSON-lines file; a restarted run cuts it back to its checkpoint.
+
+    A number that is NaN or infinite is written as null.
 
     Args:
       path: the file; created with the first row.
@@ -31,13 +34,22 @@ class MetricsLog:
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows at the end, and hands them to the file system before it returns."""
         with tf.io.gfile.GFile(self.path, "a") as stream:
-            stream.write("".join(json.dumps(dict(row)) + "\n" for row in rows))
+            stream.write("".join(_line(row) for row in rows))
 
     def cut_back(self, step: int) -> None:
         """Drops the rows after `step`, and a last line that a kill left unfinished."""
         if tf.io.gfile.exists(self.path):
             rows = [row for row in read(self.path) if row["step"] <= step]
-            files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+            files.write_text(self.path, "".join(_line(row) for row in rows))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """JSON has no NaN and no infinity, such as the gradient's norm in a skipped step: null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

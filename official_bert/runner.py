@@ -132,7 +132,9 @@ class _Run:
             configuration.save(params, model_dir)
             if isinstance(params.task.train_data, PretrainDataConfig):
                 keep_vocabulary(params.task.train_data, model_dir)
-            self.summaries = tf.summary.create_file_writer(os.path.join(model_dir, "train"))
+            self.summaries = tf.summary.create_file_writer(
+                os.path.join(model_dir, "train", "blocks")
+            )
             self.metrics.cut_back(self.step)
             self.evaluations.cut_back(self.step)
 

@@ -33,6 +33,8 @@ class DiagnosticsCallback:
     A run whose steps are all skipped trains nothing: after `max_skipped_steps` skipped steps in a
     row it stops `fit` and names the blocks with non-finite gradients.
 
+    Under Keras 3 on JAX and PyTorch there are no gradient norms, and no blocks are named.
+
     Args:
         max_skipped_steps: how many steps in a row may be skipped, at least 1; None never stops.
         interval: steps (updates and skipped ones) between two looks, at least 1. A look reads all
@@ -73,6 +75,7 @@ class DiagnosticsCallback:
         self.log_dir = log_dir
         self.history: list[dict[str, float]] = []
         self._looked_at = 0
+        self._updates = self._skipped_before = 0
         self._writer: Any = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -80,6 +83,8 @@ class DiagnosticsCallback:
         del logs
         optimizer = self._optimizer()
         self._looked_at = optimizer.steps_taken()
+        self._skipped_before = int(diagnostics.plain(optimizer.skipped_steps))
+        self._updates = self._looked_at - self._skipped_before
         if optimizer.can_watch_gradients and not optimizer.watches_gradients:
             optimizer.watch_gradients()
             if getattr(self.model, "train_function", None) is not None:
@@ -123,19 +128,26 @@ class DiagnosticsCallback:
         return optimizer
 
     def _stop_if_stuck(self, optimizer: Any) -> None:
-        if self.max_skipped_steps is None or not optimizer.watches_gradients:
+        if self.max_skipped_steps is None:
             return
-        skipped = optimizer.skipped_in_a_row()
+        skipped = self._count_in_a_row(optimizer)
         if skipped < self.max_skipped_steps:
             return
-        blocks = diagnostics.nonfinite_blocks(optimizer.gradient_norms())
         self.model.stop_training = True
-        _logger.error(
-            "stopped: the last %d steps were skipped, the gradient is not finite in %d blocks: %s",
-            skipped,
-            len(blocks),
-            ", ".join(blocks),
-        )
+        message = f"stopped: the last {skipped} steps were skipped, the gradient is not finite"
+        if optimizer.watches_gradients:
+            blocks = diagnostics.nonfinite_blocks(optimizer.gradient_norms())
+            message += f" in {len(blocks)} blocks: {', '.join(blocks)}"
+        _logger.error(message)
+
+    def _count_in_a_row(self, optimizer: Any) -> int:
+        if optimizer.watches_gradients:
+            return optimizer.skipped_in_a_row()
+        skipped = int(diagnostics.plain(optimizer.skipped_steps))
+        updates = optimizer.steps_taken() - skipped
+        if updates != self._updates:
+            self._updates, self._skipped_before = updates, skipped
+        return skipped - self._skipped_before
 
     def _look(self, optimizer: Any) -> None:
         found = optimizer.diagnostics()

@@ -62,7 +62,7 @@ def nonfinite_blocks(gradient_norms: dict[str, Any]) -> list[str]:
     return [path for path, norm in gradient_norms.items() if not math.isfinite(norm)]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value of a variable of either Keras, mirrored or not, or of an array."""
     return value.numpy() if hasattr(value, "numpy") else value
 
@@ -142,7 +142,10 @@ class ObservedOptimizer:
 
     def steps_taken(self) -> int:
         """The steps so far, updates and skipped ones."""
-        return int(_plain(self.iterations)) + int(_plain(self.skipped_steps))
+        return int(plain(self.iterations)) + int(plain(self.skipped_steps))
+
+    def _coming_learning_rate(self) -> Any:
+        return self.learning_rate
 
     def _watched(self) -> Any:
         if self._record is None:
@@ -166,9 +169,9 @@ class ObservedOptimizer:
         ratios = self.trust_ratios() if hasattr(self, "trust_ratios") else {}
         watched = self._record is not None
         return Diagnostics(
-            iterations=int(_plain(self.iterations)),
-            skipped_steps=int(_plain(self.skipped_steps)),
-            learning_rate=float(_plain(self.learning_rate)),
+            iterations=int(plain(self.iterations)),
+            skipped_steps=int(plain(self.skipped_steps)),
+            learning_rate=float(plain(self._coming_learning_rate())),
             weight_norm=math.sqrt(sum(map(float, self._squared_weight_norms()))),
             trust_ratios={path: float(ratio) for path, ratio in ratios.items()},
             gradient_norms=self.gradient_norms() if watched else None,

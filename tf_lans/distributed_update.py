@@ -5,6 +5,7 @@ TensorFlow only; both Kerases come here with their variables and this step's gra
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -83,13 +84,18 @@ class GradientRecord:
     skipped_in_a_row: tf.Variable
 
 
-def gradient_record(blocks: int) -> GradientRecord:
-    """An empty record; under a strategy's scope each replica has a copy."""
+def gradient_record(blocks: int, distribution: tf.distribute.Strategy) -> GradientRecord:
+    """An empty record of so many blocks, with a copy on each replica of the strategy."""
     mirrored = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
-    return GradientRecord(
-        squared_norms=tf.Variable(tf.zeros([blocks]), name="squared_gradient_norms", **mirrored),
-        skipped_in_a_row=tf.Variable(0, dtype=tf.int64, name="skipped_in_a_row", **mirrored),
-    )
+    in_replica = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+    # Within a replica, as where an optimizer is built by its first step, no scope can be entered.
+    with contextlib.nullcontext() if in_replica else distribution.scope():
+        return GradientRecord(
+            squared_norms=tf.Variable(
+                tf.zeros([blocks]), name="squared_gradient_norms", **mirrored
+            ),
+            skipped_in_a_row=tf.Variable(0, dtype=tf.int64, name="skipped_in_a_row", **mirrored),
+        )
 
 
 def last_gradient_norm(record: GradientRecord) -> tf.Tensor:

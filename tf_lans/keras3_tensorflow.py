@@ -52,8 +52,9 @@ class TensorFlowOptimizer(keras.optimizers.Optimizer):
     _loss_scaling_checked = False
 
     def _create_record(self) -> distributed_update.GradientRecord:
-        with self._distribution_strategy.scope():
-            return distributed_update.gradient_record(len(self._trainable_variables))
+        return distributed_update.gradient_record(
+            len(self._trainable_variables), self._distribution_strategy
+        )
 
     def _last_gradient_norm(self, record: distributed_update.GradientRecord) -> tf.Tensor:
         return distributed_update.last_gradient_norm(record)

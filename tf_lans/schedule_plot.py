@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from tf_lans import hyperparameters, schedules
 
@@ -19,16 +19,25 @@ if TYPE_CHECKING:
 
 Schedule = Callable[[Any], Any]
 
-_PEAK = flags.DEFINE_float("peak_learning_rate", 0.007, "The rate of the constant phase.")
-_TOTAL = flags.DEFINE_integer("total_steps", 3519, "Updates of the run.")
-_WARMUP = flags.DEFINE_integer("warmup_steps", 1500, "Updates of the warmup.")
-_CONSTANT = flags.DEFINE_integer("constant_steps", 963, "Updates at the peak.")
-_DECAY = flags.DEFINE_enum("decay", "linear", schedules.DECAYS, "How the rate falls.")
-_FINAL = flags.DEFINE_float("final_learning_rate", 0.0, "Where it falls to.")
-_IDEAL = flags.DEFINE_float(
-    "ideal_peak", 0.01, "A peak too high to train with, whose area is the measure; 0 for none."
+# Of their own: a program that draws a schedule may have flags of the same names.
+_FLAGS = flags.FlagValues()
+_PEAK = flags.DEFINE_float(
+    "peak_learning_rate", 0.007, "The rate of the constant phase.", flag_values=_FLAGS
 )
-_PLOT = flags.DEFINE_string("plot", None, "The picture to write, such as schedule.png.")
+_TOTAL = flags.DEFINE_integer("total_steps", 3519, "Updates of the run.", flag_values=_FLAGS)
+_WARMUP = flags.DEFINE_integer("warmup_steps", 1500, "Updates of the warmup.", flag_values=_FLAGS)
+_CONSTANT = flags.DEFINE_integer("constant_steps", 963, "Updates at the peak.", flag_values=_FLAGS)
+_DECAY = flags.DEFINE_enum(
+    "decay", "linear", schedules.DECAYS, "How the rate falls.", flag_values=_FLAGS
+)
+_FINAL = flags.DEFINE_float("final_learning_rate", 0.0, "Where it falls to.", flag_values=_FLAGS)
+_IDEAL = flags.DEFINE_float(
+    "ideal_peak", 0.01, "A peak too high to train with, whose area is the measure; 0 for none.",
+    flag_values=_FLAGS,
+)  # fmt: skip
+_PLOT = flags.DEFINE_string(
+    "plot", None, "The picture to write, such as schedule.png.", flag_values=_FLAGS
+)
 
 
 def rates(schedule: Schedule, total_steps: int) -> np.ndarray:
@@ -148,20 +157,28 @@ def _write(figure: Figure, path: pathlib.Path) -> None:
         temporary.replace(path)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Prints the areas of the schedules that the flags describe and draws them."""
+def run(arguments: Sequence[str] | None = None) -> None:
+    """The command `python -m tf_lans.schedules`: prints the areas and draws the schedules.
+
+    Args:
+        arguments: those after the command's name; by default this process's.
+
+    Raises:
+        SystemExit: the flags describe no schedule, or the picture cannot be written; its message
+            is one line.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if {"--help", "-h", "-help"} & set(given):
+        print(f"{__doc__}\n{_FLAGS.get_help(include_special_flags=False)}")
+        return
     try:
-        if len(arguments) > 1:
-            raise ValueError(f"got {arguments[1]!r}: expected flags only, see --help")
+        rest = _FLAGS(["schedules", *given])[1:]
+        if rest:
+            raise ValueError(f"got {rest[0]!r}: expected flags only, see --help")
         figure = plot_schedule(_named_schedules())
         for line in figure.axes[0].get_lines():
             print(line.get_label())
         if _PLOT.value is not None:
             _write(figure, pathlib.Path(_PLOT.value).absolute())
-    except (ImportError, OSError, TypeError, ValueError) as error:
+    except (flags.Error, ImportError, OSError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
-
-
-def run() -> None:
-    """The command `python -m tf_lans.schedules`."""
-    app.run(main)

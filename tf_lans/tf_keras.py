@@ -220,9 +220,15 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
         }
         return distributed_update.trust_ratios(settings, blocks, self._iterations)
 
+    def _coming_learning_rate(self) -> Any:
+        rate = self._learning_rate
+        schedule = tf_keras.optimizers.schedules.LearningRateSchedule
+        return rate(self._iterations) if isinstance(rate, schedule) else self.learning_rate
+
     def _create_record(self) -> distributed_update.GradientRecord:
-        with self._distribution_strategy.scope():
-            return distributed_update.gradient_record(len(self._trained_variables))
+        return distributed_update.gradient_record(
+            len(self._trained_variables), self._distribution_strategy
+        )
 
     def _last_gradient_norm(self, record: distributed_update.GradientRecord) -> tf.Tensor:
         return distributed_update.last_gradient_norm(record)

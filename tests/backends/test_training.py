@@ -142,3 +142,17 @@ def test_a_custom_jax_loop() -> None:
             weights, state = step(weights, state, x[first : first + 16], y[first : first + 16])
     for one, other in zip(weights, fitted.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_that_only_skips_is_stopped(caplog: pytest.LogCaptureFixture) -> None:
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile(tf_lans.keras3.LANS(0.01), "mse")
+    inputs = np.ones((48, 3), np.float32)
+    inputs[8:] = np.inf
+    watch = tf_lans.keras3.LargeBatchDiagnostics(max_skipped_steps=3, interval=1)
+    with caplog.at_level("ERROR", "tf_lans"):
+        model.fit(inputs, np.ones((48, 1)), 4, shuffle=False, verbose=0, callbacks=[watch])
+    assert "the last 3 steps were skipped" in caplog.text
+    assert (int(model.optimizer.iterations), int(model.optimizer.skipped_steps)) == (2, 3)
+    assert [row["step"] for row in watch.history] == [1, 2, 2, 2, 2]
+    assert all(row["weight_norm"] > 0 for row in watch.history)

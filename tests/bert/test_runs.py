@@ -57,7 +57,7 @@ def test_both_phases_log_every_step_and_improve(two_phases, shards) -> None:
     assert all(row["gradient_norm"] > 0 for row in first)
     assert all(row["weight_norm"] > 0 for row in first if "trust_ratio_median" in row)
     tags = set()
-    for path in (two_phases / "phase1" / "train").glob("events*"):
+    for path in (two_phases / "phase1" / "train").rglob("events*"):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             tags |= {value.tag for value in event.summary.value}
     assert {"trust_ratios", "gradient_norms", "gradient_norm", "weight_norm"} <= tags

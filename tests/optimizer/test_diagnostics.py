@@ -1,11 +1,13 @@
 """What the optimizers tell of a run, and the callback that watches it."""
 
+import contextlib
 import logging
 import math
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
 import tf_lans
 from tests.optimizer import harness
@@ -97,6 +99,33 @@ def test_watching_changes_no_number_and_no_checkpointed_state(which: str) -> Non
         plain.optimizer.gradient_norms()
 
 
+@BOTH
+@pytest.mark.parametrize("mode", ["eager", "mirrored_eager"])
+def test_an_optimizer_may_be_watched_before_it_is_built(which: str, mode: str) -> None:
+    start = [value.astype(np.float32) for value in harness.start_values()]
+    run = harness.Run(which, "LANS", start, mode, learning_rate=0.01)
+    scope = harness.two_replicas().scope() if run.mirrored else contextlib.nullcontext()
+    with scope:
+        run.optimizer = harness.PACKAGES[which].LANS(0.01)
+    run.optimizer.watch_gradients()
+    gradients = harness.gradient_steps(start, 1)[0]
+    run.step(gradients)
+    wanted = [np.linalg.norm(gradient) for gradient in gradients]
+    norms = list(run.optimizer.gradient_norms().values())
+    np.testing.assert_allclose(norms, wanted, rtol=1e-5)
+
+
+@BOTH
+def test_the_rate_is_that_of_the_next_update(which: str) -> None:
+    schedule = harness.PACKAGES[which].WarmupConstantDecay(0.02, 8, 4)
+    start = [value.astype(np.float32) for value in harness.start_values()]
+    run = harness.Run(which, "LANS", start, "graph", learning_rate=schedule)
+    for number, gradients in enumerate(harness.gradient_steps(start, 2), start=1):
+        run.step(gradients)
+        rate = run.optimizer.diagnostics().learning_rate
+        np.testing.assert_allclose(rate, float(schedule(number)), rtol=1e-6)
+
+
 def fitted(which: str, batches: int, bad_from: int | None, **arguments):
     base, package = harness.BASES[which], harness.PACKAGES[which]
     model = base.Sequential([base.layers.Input((3,)), base.layers.Dense(1, name="dense")])
@@ -185,6 +214,23 @@ def test_figure_1_of_the_paper() -> None:
     lines = figure.axes[0].get_lines()
     assert [len(line.get_xdata()) for line in lines] == [3519] * 3
     assert max(lines[2].get_ydata()) == 0.007
+
+
+def test_the_command_draws_it_and_leaves_other_flags_alone(tmp_path, capsys) -> None:
+    picture = tmp_path / "schedule.png"
+    schedule_plot.run([f"--plot={picture}"])
+    assert capsys.readouterr().out.splitlines()[-1] == "eq. (9), peak 0.007: area 15.69, 1.91 less"
+    assert picture.stat().st_size > 10_000
+    schedule_plot.run(["--help"])
+    assert "--warmup_steps" in capsys.readouterr().out
+    for wrong, message in (
+        ("--warmup_steps=4000", "error: warmup_steps=4000"),
+        ("--warmup=1", "Unknown command line flag"),
+        (f"--plot={tmp_path}/nowhere/a.png", "there is no folder"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            schedule_plot.run(["--warmup_steps=1500", wrong])
+    assert "warmup_steps" not in flags.FLAGS
 
 
 @BOTH
