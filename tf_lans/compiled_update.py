@@ -208,7 +208,9 @@ def _in_pieces(
         return (index + 1, *written)
 
     pieces = elements // piece
-    _, *state = tf.while_loop(lambda index, *_: index < pieces, one, (tf.constant(0), *state))
+    _, *state = tf.while_loop(
+        lambda index, *_: index < pieces, one, (tf.constant(0, tf.int64), *state)
+    )
     return tuple(tf.reshape(array, shape) for array in state)
 
 

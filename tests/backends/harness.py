@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tf_lans.keras3
+from tests.problems import clipped, gradient_steps, random_values  # noqa: F401 - for the tests
 
 BACKEND = keras.backend.backend()
 MODES = {"jax": ("eager", "jit"), "torch": ("eager",)}[BACKEND]
@@ -118,41 +119,8 @@ def start_values(
         (0, 3),
     ),
 ) -> list[np.ndarray]:
-    generator = np.random.default_rng(0)
-    return [np.asarray(generator.normal(size=shape) * 0.5) for shape in shapes]
+    return random_values(shapes)
 
 
 def single_values(**arguments: Any) -> list[np.ndarray]:
     return [value.astype(np.float32) for value in start_values(**arguments)]
-
-
-def gradient_steps(values: Sequence[np.ndarray], steps: int) -> list[list[np.ndarray]]:
-    """Gradients that drift, so that momentum means something, each block at its own scale."""
-    generator = np.random.default_rng(1)
-    drift = [generator.normal(size=value.shape) for value in values]
-    return [
-        [
-            np.asarray(
-                10.0 ** (index % 3 - 1) * (base + generator.normal(size=base.shape)), value.dtype
-            )
-            for index, (base, value) in enumerate(zip(drift, values, strict=True))
-        ]
-        for _ in range(steps)
-    ]
-
-
-def clipped(
-    gradients: Sequence[np.ndarray],
-    clipnorm: float | None = None,
-    global_clipnorm: float | None = None,
-    clipvalue: float | None = None,
-) -> list[np.ndarray]:
-    """Gradient clipping as its three definitions say."""
-    if clipvalue is not None:
-        return [np.clip(each, -clipvalue, clipvalue) for each in gradients]
-    norms = [np.linalg.norm(each) for each in gradients]
-    if clipnorm is not None:
-        factors = [clipnorm / max(norm, clipnorm) for norm in norms]
-    else:
-        factors = [global_clipnorm / max(np.linalg.norm(norms), global_clipnorm)] * len(norms)
-    return [factor * each for factor, each in zip(factors, gradients, strict=True)]

@@ -16,6 +16,7 @@ import tf_keras
 
 import tf_lans.keras3
 import tf_lans.tf_keras
+from tests.problems import clipped, gradient_steps, random_values  # noqa: F401 - for the tests
 
 KERASES = ("keras3", "tf_keras")
 # The class, and its algorithm in tests/reference.py.
@@ -164,25 +165,7 @@ def single_values(seed: int = 0) -> list[np.ndarray]:
 def start_values(
     seed: int = 0, shapes: Sequence[tuple[int, ...]] = ((7, 5), (4,), (), (3, 2, 4), (1, 6))
 ) -> list[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    return [np.asarray(generator.normal(size=shape) * 0.5) for shape in shapes]
-
-
-def gradient_steps(
-    values: Sequence[np.ndarray], steps: int, seed: int = 1
-) -> list[list[np.ndarray]]:
-    """Gradients that drift, so that momentum means something, each block at its own scale."""
-    generator = np.random.default_rng(seed)
-    drift = [generator.normal(size=value.shape) for value in values]
-    return [
-        [
-            np.asarray(
-                10.0 ** (index % 3 - 1) * (base + generator.normal(size=base.shape)), value.dtype
-            )
-            for index, (base, value) in enumerate(zip(drift, values, strict=True))
-        ]
-        for _ in range(steps)
-    ]
+    return random_values(shapes, seed)
 
 
 def assert_equal(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> None:

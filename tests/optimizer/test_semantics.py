@@ -75,19 +75,8 @@ def test_clipping_acts_once_on_the_global_gradient(which: str, mode: str, clippi
     expected = reference.Reference("lamb", start, epsilon=0.1)
     for gradients in harness.gradient_steps(start, 5):
         run.step(gradients)
-        expected.step(clipped(gradients, **clipping), RATE)
+        expected.step(harness.clipped(gradients, **clipping), RATE)
     assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
-
-
-def clipped(
-    gradients: list[np.ndarray], clipnorm=None, global_clipnorm=None, clipvalue=None
-) -> list[np.ndarray]:
-    if clipvalue is not None:
-        return [np.clip(each, -clipvalue, clipvalue) for each in gradients]
-    norms = [np.linalg.norm(each) for each in gradients]
-    if clipnorm is not None:
-        return [each * min(1, clipnorm / norm) for each, norm in zip(gradients, norms, strict=True)]
-    return [each * min(1, global_clipnorm / np.linalg.norm(norms)) for each in gradients]
 
 
 @both_kerases
@@ -229,7 +218,7 @@ def test_accumulated_micro_steps_are_one_update(mode: str) -> None:
             assert harness.number(run.optimizer.iterations) == update, micro_step
             run.step(gradients)
         mean = [np.mean(each, axis=0) for each in zip(*window, strict=True)]
-        expected.step(clipped(mean, global_clipnorm=3.0), float(schedule(update)))
+        expected.step(harness.clipped(mean, global_clipnorm=3.0), float(schedule(update)))
     assert harness.number(run.optimizer.iterations) == 6
     assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
 
