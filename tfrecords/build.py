@@ -3,9 +3,10 @@ r"""Writes BERT pretraining shards from raw text.
     python -m tfrecords.build --input 'text/*.txt' --vocab_file vocab.txt --output_dir shards \
         --seq_lengths 128,512 --num_shards 8
 
-The text has one sentence a line and a blank line after each document. The folder gets the shards of
-every length, a copy of the vocabulary and manifest.json. The bytes are a function of text,
-vocabulary and flags, except --num_processes; a build that was killed goes on where it was when the
+The text has one sentence a line and a blank line after each document; --document_boundary,
+--text_field and --split_sentences say so where it is otherwise. The folder gets the shards of every
+length, a copy of the vocabulary and manifest.json. The bytes are a function of text, vocabulary and
+flags, except --num_processes and --strict; a build that was killed goes on where it was when the
 same command is run again.
 """
 
@@ -16,13 +17,14 @@ from collections.abc import Iterable, Sequence
 
 from absl import flags
 
-from tfrecords import command, corpus, pipeline, schema, stages
+from tfrecords import command, pipeline, schema, stages, text_flags
 from tfrecords.errors import UserError
 from tfrecords.vocabulary import Vocabulary
 
 _MIN_SEQ_LENGTH = 16
 # What a sort key of `tfrecords.masking` has bits for.
 _MAX_SEQ_LENGTH = 1 << 16
+_DUPE_FACTORS = {schema.STORED: 5, schema.DYNAMIC: 1}
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -37,13 +39,26 @@ flags.DEFINE_integer(
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_enum(
-    "records", "stored", ["stored"], "stored: examples masked once, when written.",
+    "records", schema.STORED, schema.RECORDS,
+    "stored: examples masked once, when written; dynamic: masked afresh every epoch, when read.",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_integer(
-    "dupe_factor", 5, "Times each training document is cut, paired and masked anew.",
+    "dupe_factor", None, "Times each training document is cut, paired and masked anew; by default "
+    "5 for stored records and 1 for dynamic ones.",
     lower_bound=1, upper_bound=999, flag_values=FLAGS,
 )  # fmt: skip
+flags.DEFINE_bool(
+    "next_sentence", True, "Rows are segment pairs for next-sentence prediction; with "
+    "--nonext_sentence (or --no_next_sentence) they are packed with full sentences.",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool("no_next_sentence", False, "The same as --nonext_sentence.", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "deduplicate", False, "Leave out a document when another has the same tokens.",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool("gzip", False, "Compress the shards.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "seed", 0, "Of every random choice.", lower_bound=0, upper_bound=(1 << 63) - 1,
     flag_values=FLAGS,
@@ -57,7 +72,8 @@ flags.DEFINE_float(
 )  # fmt: skip
 flags.DEFINE_bool("lower_case", True, "Lower-case text, strip accents.", flag_values=FLAGS)
 flags.DEFINE_float(
-    "short_seq_prob", 0.1, "The share of documents cut at a random shorter length.",
+    "short_seq_prob", None, "The share of documents cut at a random shorter length, or of packed "
+    "rows that are; by default 0.1 for pairs and 0 for packed rows.",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_float("masked_lm_prob", 0.15, "The share of tokens to guess.", flag_values=FLAGS)
@@ -67,8 +83,15 @@ flags.DEFINE_list(
     "Masked positions in a row, one number a length; by default what a full row can need.",
     flag_values=FLAGS,
 )  # fmt: skip
-flags.DEFINE_enum(
-    "document_boundary", corpus.BLANK_LINE, corpus.BOUNDARIES, "What ends a document.",
+text_flags.define(FLAGS)
+flags.DEFINE_bool(
+    "split_sentences", False, "A line is a paragraph, to be split into sentences; otherwise it is "
+    "a sentence.",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool(
+    "strict", False, "Refuse NUL characters and invalid UTF-8 in the text, which are otherwise "
+    "replaced by U+FFFD and counted.",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_integer(
@@ -84,7 +107,10 @@ def options_from(flag_values: flags.FlagValues) -> stages.Options:
         UserError: a list is malformed, a length cannot be used or a share is out of its range.
     """
     prob, held_out = flag_values.masked_lm_prob, flag_values.eval_fraction
+    next_sentence = flag_values.next_sentence and not flag_values.no_next_sentence
     short = flag_values.short_seq_prob
+    if short is None:
+        short = 0.1 if next_sentence else 0.0
     # Here, since absl's bounds include their ends and let NaN through.
     for name, value, expected, is_fine in (
         ("masked_lm_prob", prob, "above 0 and up to 1", 0 < prob <= 1),
@@ -107,16 +133,21 @@ def options_from(flag_values: flags.FlagValues) -> stages.Options:
                 "--seq_lengths; give one for each"
             )
     pairs = sorted(zip(lengths, predictions, strict=True))
+    derived = {
+        "seq_lengths": tuple(length for length, _ in pairs),
+        "max_predictions_per_seq": tuple(count for _, count in pairs),
+        "dupe_factor": flag_values.dupe_factor or _DUPE_FACTORS[flag_values.records],
+        "short_seq_prob": short,
+        "next_sentence": next_sentence,
+        "compression": schema.GZIP if flag_values.gzip else "",
+        "text_format": text_flags.text_format(flag_values, flag_values.split_sentences),
+    }
     chosen = {
         field.name: flag_values[field.name].value
         for field in dataclasses.fields(stages.Options)
-        if field.name not in ("seq_lengths", "max_predictions_per_seq")
+        if field.name not in derived
     }
-    return stages.Options(
-        seq_lengths=tuple(length for length, _ in pairs),
-        max_predictions_per_seq=tuple(count for _, count in pairs),
-        **chosen,
-    )
+    return stages.Options(**derived, **chosen)
 
 
 def _integers(name: str, values: Iterable[str], lowest: int, highest: int) -> list[int]:
@@ -136,6 +167,7 @@ def body(flag_values: flags.FlagValues) -> None:
         output_dir=flag_values.output_dir,
         options=options_from(flag_values),
         num_processes=flag_values.num_processes,
+        strict=flag_values.strict,
     )
     for seq_length in manifest.seq_lengths:
         for split in manifest.sequences[seq_length].splits:

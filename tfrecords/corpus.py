@@ -1,29 +1,30 @@
-"""Text files to documents, each a list of lines with one sentence a line.
+"""The files of a corpus: found, cut between documents, and read.
 
-A blank line ends a document (or, with `boundary="file"`, only the end of a file does), as in
-google-research/bert's create_pretraining_data.py. Files are UTF-8, with or without a byte order
-mark, with LF or CRLF; a name that ends in ``.gz`` is decompressed. Bytes that are no UTF-8 become
-U+FFFD, which BERT's tokenizer drops.
+A name that ends in ``.gz`` is decompressed. A byte order mark is dropped, CRLF is as good as LF,
+and what cannot be text is replaced (`text_defects`). What a document is says a `TextFormat`.
 """
 
 import contextlib
 import dataclasses
+import functools
 import gzip
 import hashlib
+import operator
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 import tensorflow as tf
 
+from tfrecords import document_formats
+from tfrecords.document_formats import Block, TextFormat
 from tfrecords.errors import UserError
-
-BLANK_LINE = "blank_line"
-FILE = "file"
-BOUNDARIES = (BLANK_LINE, FILE)
+from tfrecords.text_defects import Defects, Replaced
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_COMPRESSED = ".gz"
+_BLOCK_BYTES = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,11 @@ class TextFile:
     path: str
     key: str
 
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it can only be read from its beginning on."""
+        return self.path.endswith(_COMPRESSED)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chunk:
@@ -46,15 +52,15 @@ class Chunk:
     Attributes:
         file: the file.
         begin, end: the byte offsets of the run in the decompressed file.
+        line: the number of its first line, from 1.
         first_ordinal: the number of documents in the file before it.
-        boundary: what ends a document, one of `BOUNDARIES`.
     """
 
     file: TextFile
     begin: int
     end: int
+    line: int
     first_ordinal: int
-    boundary: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,7 @@ class Scan:
         sha256: of its decompressed content.
         num_documents: the number of documents with at least one line.
         chunks: the file cut between documents.
+        replaced: what in it is replaced when it is read.
     """
 
     file: TextFile
@@ -74,6 +81,7 @@ class Scan:
     sha256: str
     num_documents: int
     chunks: tuple[Chunk, ...]
+    replaced: Replaced
 
 
 def find(patterns: str) -> list[TextFile]:
@@ -134,87 +142,136 @@ def _files_of(path: str) -> list[str]:
 
 def scan(
     file: TextFile,
-    boundary: str,
+    text_format: TextFormat,
     chunk_bytes: int,
+    *,
+    strict: bool = False,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Scan:
-    """Reads `file` once to count, fingerprint and cut it.
+    """Reads `file` once to count, fingerprint, check and cut it.
 
     Args:
         file: the file.
-        boundary: what ends a document, one of `BOUNDARIES`.
+        text_format: what its documents are.
         chunk_bytes: the size from which on the next document starts a new chunk.
-        advance: told the number of bytes read, line by line.
+        strict: whether to refuse what would be replaced.
+        advance: told the number of bytes read, block by block.
+
+    Raises:
+        UserError: the file cannot be read, is none of this format, or is refused.
     """
     digest = hashlib.sha256()
-    chunks: list[Chunk] = []
-    begin = position = first_ordinal = documents = 0
-    inside = False
-
-    def cut() -> None:
-        nonlocal begin, first_ordinal
-        if documents > first_ordinal:
-            chunks.append(
-                Chunk(
-                    file=file,
-                    begin=begin,
-                    end=position,
-                    first_ordinal=first_ordinal,
-                    boundary=boundary,
-                )
-            )
-        begin, first_ordinal = position, documents
-
-    with _reading(file.path) as stream:
-        for line in stream:
-            digest.update(line)
-            blank = _is_blank(line if position else line.removeprefix(_BYTE_ORDER_MARK))
-            position += len(line)
-            if not blank and not inside:
-                documents += 1
-                inside = True
-            elif blank and boundary == BLANK_LINE:
-                inside = False
-                if position - begin >= chunk_bytes:
-                    cut()
-            advance(len(line))
-    cut()
+    defects = Defects(file.path, strict)
+    scanner = document_formats.scanner_of(file.path, text_format, defects)
+    cuts = _Cuts(file, chunk_bytes)
+    position = 0
+    for block, raw in _blocks(file):
+        digest.update(raw)
+        defects.in_bytes(*block)
+        for end in scanner.feed(block):
+            cuts.offer(block, end, scanner.documents)
+        position += len(raw)
+        advance(len(raw))
+    scanner.finish()
+    cuts.cut(position, 0, scanner.documents)
     return Scan(
         file=file,
         num_bytes=position,
         sha256=digest.hexdigest(),
-        num_documents=documents,
-        chunks=tuple(chunks),
+        num_documents=scanner.documents,
+        chunks=tuple(cuts.chunks),
+        replaced=defects.replaced,
     )
 
 
-def documents(chunk: Chunk) -> list[list[str]]:
-    """The documents of a chunk: lines without surrounding white space, none of them empty."""
-    with _reading(chunk.file.path) as stream:
-        stream.seek(chunk.begin)
-        content = stream.read(chunk.end - chunk.begin)
-    if chunk.begin == 0:
-        content = content.removeprefix(_BYTE_ORDER_MARK)
-    result: list[list[str]] = [[]]
-    for line in content.decode("utf-8", errors="replace").split("\n"):
-        stripped = line.strip()
-        if stripped:
-            result[-1].append(stripped)
-        elif chunk.boundary == BLANK_LINE and result[-1]:
-            result.append([])
-    return [document for document in result if document]
+class _Cuts:
+    """Cuts a file into chunks of at least `chunk_bytes`, with a document in each."""
 
+    def __init__(self, file: TextFile, chunk_bytes: int) -> None:
+        self.chunks: list[Chunk] = []
+        self._file = file
+        self._chunk_bytes = chunk_bytes
+        self._begin = self._first_ordinal = 0
+        self._line = 1
 
-def lines(file: TextFile) -> Iterator[tuple[str, int]]:
-    """The non-blank lines of a file, each with the number of bytes it took."""
-    with _reading(file.path) as stream:
-        first = True
-        for line in stream:
-            text = (line.removeprefix(_BYTE_ORDER_MARK) if first else line).decode(
-                "utf-8", errors="replace"
+    def offer(self, block: Block, end: int, documents: int) -> None:
+        """Cuts after `end` of a block if the chunk is then large enough."""
+        if block.offset + end - self._begin >= self._chunk_bytes:
+            self.cut(block.offset + end, block.line_at(end), documents)
+
+    def cut(self, position: int, line: int, documents: int) -> None:
+        """Cuts at a byte of the file, which begins `line`; `documents` lie before it."""
+        if documents > self._first_ordinal:
+            self.chunks.append(
+                Chunk(
+                    file=self._file,
+                    begin=self._begin,
+                    end=position,
+                    line=self._line,
+                    first_ordinal=self._first_ordinal,
+                )
             )
-            first = False
-            yield text.strip(), len(line)
+        self._begin, self._line, self._first_ordinal = position, line, documents
+
+
+def replaced_in(scans: Iterable[Scan]) -> Replaced:
+    """What is replaced in all files together."""
+    return functools.reduce(operator.add, (scan.replaced for scan in scans), Replaced())
+
+
+class Reader(contextlib.AbstractContextManager["Reader"]):
+    """Reads chunks; fastest in the order of the corpus.
+
+    The last file stays open, so that chunks of a compressed one, read in their order, cost one
+    decompression and not one each.
+
+    Example:
+        >>> with Reader(TextFormat()) as reader:
+        ...     texts = [reader.documents(chunk) for chunk in chunks]
+    """
+
+    def __init__(self, text_format: TextFormat) -> None:
+        self._format = text_format
+        self._path: str | None = None
+        self._open = contextlib.ExitStack()
+
+    def documents(self, chunk: Chunk) -> list[list[str]]:
+        """The documents of a chunk: sentences without surrounding white space, none empty."""
+        path = chunk.file.path
+        with _naming(path):
+            if path != self._path:
+                self._open.close()
+                self._stream = self._open.enter_context(_open(path))
+                self._path = path
+            self._stream.seek(chunk.begin)
+            content = self._stream.read(chunk.end - chunk.begin)
+        if chunk.begin == 0:
+            content = content.removeprefix(_BYTE_ORDER_MARK)
+        block = Block(content=content, line=chunk.line, offset=chunk.begin)
+        return document_formats.documents_of(block, self._format, path)
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+
+def lines(file: TextFile, text_format: TextFormat | None = None) -> Iterator[tuple[str, int]]:
+    """The lines of a file's documents, each with the number of bytes read since the one before.
+
+    Paragraphs stay whole.
+
+    Raises:
+        UserError: the file cannot be read or is none of this format.
+    """
+    text_format = TextFormat() if text_format is None else text_format
+    scanner = document_formats.scanner_of(file.path, text_format)
+    for block, raw in _blocks(file):
+        for _ in scanner.feed(block):
+            pass
+        num_bytes = len(raw)
+        for line in document_formats.lines_of(block, text_format, file.path):
+            yield line, num_bytes
+            num_bytes = 0
+    scanner.finish()
 
 
 def stored_bytes(file: TextFile) -> int:
@@ -222,20 +279,23 @@ def stored_bytes(file: TextFile) -> int:
     return tf.io.gfile.stat(file.path).length
 
 
-def _is_blank(line: bytes) -> bool:
-    stripped = line.strip()
-    if not stripped:
-        return True
-    if 0x21 <= stripped[0] < 0x80:
-        return False
-    return not stripped.decode("utf-8", errors="replace").strip()
+def _blocks(file: TextFile) -> Iterator[tuple[Block, bytes]]:
+    """The file in runs of whole lines, each also with the mark that its block is without."""
+    line, offset = 1, 0
+    with _naming(file.path), _open(file.path) as stream:
+        while raw := stream.read(_BLOCK_BYTES):
+            raw += stream.readline()
+            content = raw if offset else raw.removeprefix(_BYTE_ORDER_MARK)
+            begin = offset + len(raw) - len(content)
+            yield Block(content=content, line=line, offset=begin), raw
+            line += raw.count(b"\n")
+            offset += len(raw)
 
 
 @contextlib.contextmanager
-def _reading(path: str) -> Iterator[IO[bytes]]:
+def _naming(path: str) -> Iterator[None]:
     try:
-        with _open(path) as stream:
-            yield stream
+        yield
     except (OSError, EOFError, zlib.error, tf.errors.OpError) as error:
         raise UserError(
             f"cannot read {path} ({error}); mend it or leave it out of --input"
@@ -243,11 +303,8 @@ def _reading(path: str) -> Iterator[IO[bytes]]:
 
 
 def _open(path: str) -> IO[bytes]:
-    if path.endswith(".gz"):
-        return gzip.open(_open_plain(path), "rb")  # type: ignore[return-value]
-    return _open_plain(path)
-
-
-def _open_plain(path: str) -> IO[bytes]:
     # TensorFlow's file object reads lines ten times as slowly as Python's own.
-    return tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb")
+    remote = tf.io.gfile.GFile(path, "rb") if "://" in path else None
+    if path.endswith(_COMPRESSED):
+        return gzip.open(remote or path, "rb")  # type: ignore[return-value]
+    return remote or open(path, "rb")

@@ -1,7 +1,8 @@
-"""Blocks of rows to serialised tf.train.Example messages, many at a time.
+"""Blocks of rows to records, many at a time.
 
-The bytes are those of the protocol buffer's own encoding (protobuf.dev/programming-guides/encoding)
-of tensorflow/core/example/example.proto; building the message objects takes thirty times as long.
+The bytes of `stored` records are those of the protocol buffer's own encoding
+(protobuf.dev/programming-guides/encoding) of tensorflow/core/example/example.proto; building the
+message objects takes thirty times as long.
 """
 
 import functools
@@ -30,7 +31,7 @@ def serialize(
         vocabulary: where the special tokens are.
         masking: how to mask.
     """
-    lengths = pairs.first_lengths + pairs.second_lengths
+    lengths = pairs.num_tokens
     records = [b""] * len(pairs)
     # Rows of like length together: none is worked on beyond the longest of its group.
     by_length = np.argsort(lengths, kind="stable")
@@ -45,9 +46,9 @@ def serialize(
 def _serialize_group(
     pairs: Pairs, seq_length: int, vocabulary: Vocabulary, masking: Masking
 ) -> Iterator[bytes]:
-    width = int((pairs.first_lengths + pairs.second_lengths).max()) + schema.SPECIAL_TOKENS_IN_ROW
+    width = int(pairs.num_tokens.max())
     word_ids, type_ids, text, num_tokens = layout(pairs, width, vocabulary)
-    masked = mask(masking, word_ids, text, pairs.example_ids)
+    masked = mask(masking, word_ids, text, num_tokens, pairs.example_ids)
     padding = bytes(seq_length - width)
 
     words = _varints(masked.input_word_ids)
@@ -81,14 +82,15 @@ def _serialize_group(
 def layout(
     pairs: Pairs, seq_length: int, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Puts pairs into rows: [CLS] A [SEP] B [SEP] [PAD] ...
+    """Puts pairs into rows: [CLS] A [SEP] B [SEP] [PAD] ...; without B, [CLS] A [SEP] [PAD] ...
 
     Returns:
         int32 [N, L], token ids; bool [N, L], true for B and its [SEP]; bool [N, L], true for A and
-        B themselves; int64 [N], the tokens that are not padding.
+        B themselves, without the [SEP] between documents; int64 [N], the tokens that are not
+        padding.
     """
-    first, second = pairs.first_lengths.astype(np.int64), pairs.second_lengths.astype(np.int64)
-    num_tokens = first + second + schema.SPECIAL_TOKENS_IN_ROW
+    first = pairs.first_lengths.astype(np.int64)
+    num_tokens = pairs.num_tokens
     columns = np.arange(seq_length)
     in_first = (columns >= 1) & (columns < 1 + first[:, None])
     in_row = columns < num_tokens[:, None]
@@ -101,7 +103,35 @@ def layout(
     text = in_first | type_ids
     text[rows, num_tokens - 1] = False
     word_ids[text] = pairs.ids
+    text &= word_ids != vocabulary.ids[SEP]
     return word_ids, type_ids, text, num_tokens
+
+
+def serialize_unmasked(pairs: Pairs, *, vocabulary: Vocabulary) -> list[bytes]:
+    """Serialises pairs as `dynamic` records, whose layout `tfrecords.schema` gives."""
+    header = len(schema.DYNAMIC_HEADER)
+    words = pairs.num_tokens + header
+    begins = starts_of(words)
+    content = np.empty(begins[-1], schema.dynamic_dtype(len(vocabulary)))
+    place = begins[:-1]
+    for digit in range(4):
+        content[place + digit] = (pairs.example_ids >> np.uint64(16 * digit)) & np.uint64(0xFFFF)
+    content[place + 4] = pairs.first_lengths
+    content[place + 5] = pairs.random_next
+    content[place + header] = vocabulary.ids[CLS]
+    content[begins[1:] - 1] = vocabulary.ids[SEP]
+    is_text = np.ones(len(content), bool)
+    for column in range(header + 1):
+        is_text[place + column] = False
+    is_text[begins[1:] - 1] = False
+    has_second = pairs.second_lengths > 0
+    between = (place + header + 1 + pairs.first_lengths)[has_second]
+    content[between] = vocabulary.ids[SEP]
+    is_text[between] = False
+    content[is_text] = pairs.ids
+    stored = content.astype(content.dtype.newbyteorder("<"), copy=False).tobytes()
+    bounds = (begins * content.itemsize).tolist()
+    return [stored[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
 def _varints(values: np.ndarray) -> list[bytes]:

@@ -3,10 +3,14 @@
 import contextlib
 import hashlib
 import os
+import pathlib
 import uuid
 from collections.abc import Iterator
 
+import filelock
 import tensorflow as tf
+
+from tfrecords.errors import UserError
 
 PARTIAL = ".partial-"
 _BLOCK = 1 << 20
@@ -73,13 +77,41 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise FileNotFoundError(f"cannot read {os.fspath(path)}: {error.message}") from error
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
+def sha256(path: str | os.PathLike[str], num_bytes: int | None = None) -> str:
+    """The SHA-256 of a file's content, or of its first `num_bytes`, in hexadecimal."""
     with tf.io.gfile.GFile(os.fspath(path), "rb") as stream:
+        if num_bytes is not None:
+            return hashlib.sha256(stream.read(num_bytes)).hexdigest()
+        digest = hashlib.sha256()
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def lock(path: str) -> Iterator[None]:
+    """Holds the lock file `path`, which is gone afterwards; a killed process holds nothing.
+
+    Only local file systems have locks; for others this does nothing.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    if "://" in path:
+        yield
+        return
+    held = filelock.FileLock(path)
+    try:
+        held.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise UserError(
+            f"another process is at work in {os.path.dirname(path)}; wait for it, or end it"
+        ) from error
+    try:
+        yield
+    finally:
+        pathlib.Path(path).unlink(missing_ok=True)
+        held.release()
 
 
 def remove_partial(folder: str | os.PathLike[str]) -> None:

@@ -8,6 +8,8 @@ import tensorflow as tf
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
+# The low bits of a sort key: enough for any row, so that its order does not depend on its padding.
+PLACE_BITS = np.uint64(0xFFFF)
 
 
 def _splitmix64(state: np.ndarray) -> np.ndarray:
@@ -47,6 +49,28 @@ def uniform(bits: np.ndarray) -> np.ndarray:
 def below(bits: np.ndarray, bound: Any) -> np.ndarray:
     """Turns 64 random bits into an int64 in [0, bound), where `bound` may be an array."""
     return (uniform(bits) * bound).astype(np.int64)
+
+
+def order_keys(bits: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Sort keys: the high bits random, the low ones the place, so that equal bits keep order."""
+    return (bits & ~PLACE_BITS) | places.astype(np.uint64)
+
+
+def order_keys_tensor(bits: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    """`order_keys` as operations of TensorFlow."""
+    high = tf.bitwise.bitwise_and(bits, tf.constant(~PLACE_BITS))
+    return tf.bitwise.bitwise_or(high, tf.cast(places, tf.uint64))
+
+
+def uniform_tensor(bits: tf.Tensor) -> tf.Tensor:
+    """`uniform` as operations of TensorFlow: the same numbers."""
+    high = tf.bitwise.right_shift(bits, tf.constant(11, tf.uint64))
+    return tf.cast(high, tf.float64) * 2.0**-53
+
+
+def below_tensor(bits: tf.Tensor, bound: int) -> tf.Tensor:
+    """`below` as operations of TensorFlow: the same numbers."""
+    return tf.cast(uniform_tensor(bits) * bound, tf.int64)
 
 
 def mix_tensors(*words: tf.Tensor) -> tf.Tensor:

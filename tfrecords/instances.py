@@ -40,6 +40,12 @@ def starts_of(lengths: np.ndarray | Sequence[int]) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
+def _sums(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """The sums, modulo 2^64, of values between consecutive bounds; none of these is empty."""
+    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values, dtype=np.uint64)])
+    return running[bounds[1:]] - running[bounds[:-1]]
+
+
 class _Arrays:
     """What `Documents` and `Pairs` share: fields are arrays, stored one after the other."""
 
@@ -87,6 +93,31 @@ class Documents(_Arrays):
     def __len__(self) -> int:
         return len(self.keys)
 
+    def content_hashes(self) -> np.ndarray:
+        """uint64 [documents]: the same for documents with the same sentences of the same tokens."""
+        tokens = starts_of(self.sentence_lengths)
+        places = np.arange(tokens[-1]) - np.repeat(tokens[:-1], self.sentence_lengths)
+        sentences = _sums(hashing.mix(self.ids, places), tokens)
+        bounds = starts_of(self.sentence_counts)
+        places = np.arange(bounds[-1]) - np.repeat(bounds[:-1], self.sentence_counts)
+        return _sums(hashing.mix(sentences, places), bounds)
+
+    def first_of_equals(self) -> np.ndarray:
+        """The indices of the documents that none before them equals in sentences and tokens."""
+        bounds = starts_of(self.sentence_counts)
+        tokens = starts_of(self.sentence_lengths)[bounds]
+        seen: set[tuple[bytes, bytes]] = set()
+        chosen = []
+        for index in range(len(self)):
+            content = (
+                self.sentence_lengths[bounds[index] : bounds[index + 1]].tobytes(),
+                self.ids[tokens[index] : tokens[index + 1]].tobytes(),
+            )
+            if content not in seen:
+                seen.add(content)
+                chosen.append(index)
+        return np.array(chosen, np.int64)
+
     def select(self, chosen: np.ndarray) -> "Documents":
         """The documents at the indices `chosen`, in that order."""
         sentence_starts = starts_of(self.sentence_counts)[:-1]
@@ -102,11 +133,13 @@ class Documents(_Arrays):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pairs(_Arrays):
-    """Segment pairs, not yet masked.
+    """Rows, not yet masked: segment pairs, or packed text, which is an A without a B.
 
     Attributes:
-        ids: token ids: for each pair those of A, then those of B, without special tokens.
-        first_lengths, second_lengths: int32 [pairs], tokens of A and of B; none is 0.
+        ids: token ids: for each pair those of A, then those of B, without special tokens but for
+            a [SEP] between the documents of packed text.
+        first_lengths, second_lengths: int32 [pairs], tokens of A, at least 1, and of B, which is 0
+            for packed text alone.
         random_next: uint8 [pairs], 1 where B comes from another document.
         example_ids: uint64 [pairs], a hash that no two examples of a build share.
     """
@@ -119,6 +152,16 @@ class Pairs(_Arrays):
 
     def __len__(self) -> int:
         return len(self.example_ids)
+
+    @property
+    def num_tokens(self) -> np.ndarray:
+        """int64 [pairs]: the tokens of each row, special ones included."""
+        special = np.where(
+            self.second_lengths > 0,
+            schema.SPECIAL_TOKENS_IN_PAIR,
+            schema.SPECIAL_TOKENS_IN_PACKED,
+        )
+        return self.first_lengths.astype(np.int64) + self.second_lengths + special
 
     def select(self, chosen: np.ndarray) -> "Pairs":
         """The pairs at the indices `chosen`, in that order."""
@@ -195,7 +238,7 @@ def segment_pairs(
         duplicate: which pass over the documents this is; each cuts and pairs anew.
         short_seq_prob: the share of documents whose target length is drawn from 2 to L - 3.
     """
-    room = seq_length - schema.SPECIAL_TOKENS_IN_ROW
+    room = seq_length - schema.SPECIAL_TOKENS_IN_PAIR
     seeds = hashing.mix(seed, documents.keys, duplicate, seq_length)
     short = hashing.uniform(hashing.mix(seeds, _SHORT)) < short_seq_prob
     drawn = 2 + hashing.below(hashing.mix(seeds, _SHORT_TARGET), room - 1)

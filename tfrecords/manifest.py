@@ -1,18 +1,21 @@
 """`manifest.json`: what a folder of shards holds, and the checks a reader makes before step 1."""
 
+import concurrent.futures
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from tfrecords import files, schema
+from tfrecords import damage, files, schema
 from tfrecords.errors import UserError
 from tfrecords.vocabulary import Vocabulary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+HEAD_BYTES = 4096
+_REQUESTS = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,12 +27,15 @@ class Shard:
         examples: the records in it.
         bytes: its size.
         sha256: of its content.
+        head_sha256: of its first `HEAD_BYTES` bytes: what tells it from another build's shard of
+            the same name and size without reading it all.
     """
 
     file: str
     examples: int
     bytes: int
     sha256: str
+    head_sha256: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,17 +71,25 @@ class Sequences:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What `tfrecords.build` wrote.
+    """What `tfrecords.build` wrote, or `tfrecords.adopt` found.
 
     Attributes:
         directory: where it lies (not stored in the file).
         format_version: of the file.
-        records: "stored": examples masked when written.
+        records: "stored", examples masked when written, or "dynamic", masked when read.
+        feature_names: of stored examples: "v2" or "v1", see `schema.V1_NAMES`.
+        compression: of the shards: "" or "GZIP".
+        next_sentence: whether rows are segment pairs with a label; otherwise they are packed with
+            full sentences.
+        masked_lm_prob: the share of tokens to guess; for dynamic records what the reader does
+            unless it is told otherwise, as for the next.
+        whole_word_mask: whether the pieces of a word are masked together.
         vocabulary_sha256: of the vocabulary file, a copy of which is `vocab.txt` beside it.
         vocab_size: entries of the vocabulary.
         lower_case: whether text was lower-cased.
         identity: every option, the inputs and the bucket count: what determines the shards.
         documents: the documents of each split.
+        duplicate_documents: documents left out since another has the same tokens.
         one_document_buckets: the buckets of each split with one document alone, which has no other
             to draw a random next segment from.
         sequences: by sequence length.
@@ -88,11 +102,17 @@ class Manifest:
     directory: str
     format_version: int
     records: str
+    feature_names: str
+    compression: str
+    next_sentence: bool
+    masked_lm_prob: float
+    whole_word_mask: bool
     vocabulary_sha256: str
     vocab_size: int
     lower_case: bool
     identity: Mapping[str, Any]
     documents: Mapping[str, int]
+    duplicate_documents: int
     one_document_buckets: Mapping[str, int]
     sequences: Mapping[int, Sequences]
 
@@ -146,6 +166,11 @@ class Manifest:
         return tuple(sorted(self.sequences))
 
     @property
+    def remedy(self) -> str:
+        """What helps against damaged or missing shards."""
+        return "adopt them again" if "adopted" in self.identity else "build again"
+
+    @property
     def vocabulary_file(self) -> str:
         """The path of the vocabulary's copy."""
         return os.path.join(self.directory, schema.VOCABULARY_FILE)
@@ -176,25 +201,57 @@ class Manifest:
         return sum(shard.examples for shard in self.shards(split, seq_length))
 
     def path(self, shard: Shard) -> str:
-        """Where a shard lies."""
+        """Where a shard lies; one that was adopted lies outside the folder."""
+        if "://" in shard.file:
+            return shard.file
+        if shard.file.startswith(os.pardir):
+            # TensorFlow drops "link/.." by its letters, without following the link.
+            return os.path.normpath(os.path.join(os.path.realpath(self.directory), shard.file))
         return os.path.join(self.directory, shard.file)
 
-    def check_shards(self, split: str, seq_length: int) -> None:
-        """Checks that every shard of a split is there and has its size.
+    def check_shards(
+        self, split: str, seq_length: int, numbers: Iterable[int] | None = None
+    ) -> None:
+        """Checks that shards of a split are there, each with its size and its first bytes.
+
+        Args:
+            split: the split.
+            seq_length: the length.
+            numbers: of the shards to check, from 0; None means all.
 
         Raises:
-            UserError: one is missing or of another size.
+            UserError: one is missing, or another file is in its place.
         """
-        for shard in self.shards(split, seq_length):
-            path = self.path(shard)
-            if not tf.io.gfile.exists(path):
-                raise UserError(f"{path} is missing, though the manifest lists it; build again")
-            size = tf.io.gfile.stat(path).length
-            if size != shard.bytes:
-                raise UserError(
-                    f"{path} has {size} bytes, the manifest says {shard.bytes}; it is damaged or "
-                    "of another build; build again"
-                )
+        shards = self.shards(split, seq_length)
+        chosen = shards if numbers is None else [shards[number] for number in numbers]
+        # Side by side, since each costs a round trip where the folder is remote.
+        with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
+            for problem in pool.map(self._problem, chosen):
+                if problem is not None:
+                    raise UserError(problem)
+
+    def _problem(self, shard: Shard) -> str | None:
+        path = self.path(shard)
+        if not tf.io.gfile.exists(path):
+            return f"{path} is missing, though the manifest lists it; {self.remedy}"
+        size = tf.io.gfile.stat(path).length
+        if size != shard.bytes:
+            return (
+                f"{path} has {size} bytes, the manifest says {shard.bytes}; it is damaged or "
+                f"of another build; {self.remedy}"
+            )
+        head = files.sha256(path, HEAD_BYTES)
+        if head != shard.head_sha256 and not self._is_damaged(shard):
+            return (
+                f"{path} begins with other bytes (sha256 {head[:12]}) than the manifest says "
+                f"({shard.head_sha256[:12]}); it is of another build; {self.remedy}"
+            )
+        return None
+
+    def _is_damaged(self, shard: Shard) -> bool:
+        """Whether records fail their CRC: then reading says which, or skips them."""
+        content = damage.decompressed(files.read_bytes(self.path(shard)), self.compression)
+        return bool(damage.salvage(content, shard.examples)[1])
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Checks that `vocabulary` is the one the shards were written with.

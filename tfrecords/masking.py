@@ -10,15 +10,14 @@ import dataclasses
 
 import numpy as np
 
-from tfrecords import hashing, schema
+from tfrecords import hashing
+from tfrecords.vocabulary import MASK, Vocabulary
 
 MASK_SHARE = 0.8
 KEEP_SHARE = 0.1
 
-# The low bits of a sort key: enough for any row, so that its order does not depend on its padding.
-_POSITION_BITS = np.uint64(0xFFFF)
-
-_ORDER, _ACTION, _REPLACEMENT = range(3)
+# What a random choice is for: the word of its hash after the example id, or the last.
+ORDER, ACTION, REPLACEMENT = range(3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,25 @@ class Masking:
     mask_id: int
     replacements: np.ndarray
     continues_word: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        vocabulary: Vocabulary,
+        *,
+        masked_lm_prob: float,
+        max_predictions_per_seq: int,
+        whole_word: bool,
+    ) -> "Masking":
+        """How to mask tokens of `vocabulary`."""
+        return cls(
+            masked_lm_prob=masked_lm_prob,
+            max_predictions_per_seq=max_predictions_per_seq,
+            whole_word=whole_word,
+            mask_id=vocabulary.ids[MASK],
+            replacements=vocabulary.replacements,
+            continues_word=vocabulary.continues_word,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +84,11 @@ def num_to_predict(masking: Masking, num_tokens: np.ndarray) -> np.ndarray:
 
 
 def mask(
-    masking: Masking, word_ids: np.ndarray, maskable: np.ndarray, example_ids: np.ndarray
+    masking: Masking,
+    word_ids: np.ndarray,
+    maskable: np.ndarray,
+    num_tokens: np.ndarray,
+    example_ids: np.ndarray,
 ) -> Masked:
     """Masks rows, each as a function of its example id alone.
 
@@ -74,9 +96,9 @@ def mask(
         masking: how.
         word_ids: int32 [N, L], with special tokens and padding.
         maskable: bool [N, L], false at special tokens and padding.
+        num_tokens: int64 [N], n, special tokens included.
         example_ids: uint64 [N].
     """
-    num_tokens = maskable.sum(1) + schema.SPECIAL_TOKENS_IN_ROW
     chosen = choose(
         maskable,
         _word_starts(masking, word_ids, maskable),
@@ -89,9 +111,9 @@ def mask(
     labels = word_ids[rows, columns]
 
     seeds = hashing.mix(example_ids[rows], columns)
-    action = hashing.uniform(hashing.mix(seeds, _ACTION))
+    action = hashing.uniform(hashing.mix(seeds, ACTION))
     drawn = masking.replacements[
-        hashing.below(hashing.mix(seeds, _REPLACEMENT), len(masking.replacements))
+        hashing.below(hashing.mix(seeds, REPLACEMENT), len(masking.replacements))
     ]
     shown = np.where(action < MASK_SHARE + KEEP_SHARE, labels, drawn)
     shown = np.where(action < MASK_SHARE, masking.mask_id, shown)
@@ -133,11 +155,11 @@ def choose(
     # A token's sort key is its word's random bits, then its position, so that sorting a row puts
     # the words in random order and leaves the tokens of a word together.
     heads = np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
-    bits = hashing.mix(example_ids[:, None], _ORDER, columns[None, :])
-    keys = (np.take_along_axis(bits, heads, 1) & ~_POSITION_BITS) | columns.astype(np.uint64)
+    bits = hashing.mix(example_ids[:, None], ORDER, columns[None, :])
+    keys = hashing.order_keys(np.take_along_axis(bits, heads, 1), columns)
     keys[~maskable] = np.uint64(0xFFFFFFFFFFFFFFFF)
     keys.sort(axis=1)
-    order = (keys & _POSITION_BITS).astype(np.int64)
+    order = (keys & hashing.PLACE_BITS).astype(np.int64)
 
     words = np.take_along_axis(starts, np.minimum(order, length - 1), 1)
     words &= columns < num_tokens[:, None]

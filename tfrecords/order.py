@@ -61,8 +61,8 @@ class Order:
         """The examples from the batch of step `start_step` on, without end.
 
         Returns:
-            A dataset of (shards int64 [k], records int64 [n]): the next n examples are those at
-            the indices `records` of the k shards laid end to end.
+            A dataset of (epoch int64, shards int64 [k], records int64 [n]): the next n examples
+            are of that epoch, at the indices `records` of the k shards laid end to end.
         """
         epoch, skip = divmod(start_step * self.batch_size, self.epoch_size)
         if len(self.shards) == 1 or min(self.counts) < self.batch_size:
@@ -81,7 +81,7 @@ class Order:
             number, index = position
             bits = self._record_bits(number, shards[index], tf.range(counts[index]))
             begin = tf.where(visit == 0, first_begin, 0)
-            return shards[index][tf.newaxis], hashing.order_of(bits)[begin:]
+            return number, shards[index][tf.newaxis], hashing.order_of(bits)[begin:]
 
         ends = np.cumsum(np.array(self.counts)[self._shard_order(tf.constant(epoch)).numpy()])
         whole = int(np.searchsorted(ends, skip, side="right"))
@@ -114,16 +114,16 @@ class Order:
             order = tf.concat([order[~moves], order[moves]], 0)
             tail = (number + 1) * self.epoch_size % self.batch_size
             kept = self.epoch_size - tf.math.count_nonzero(moves)
-            return order[self.epoch_size - tail :], (order, kept)
+            return order[self.epoch_size - tail :], (number, order, kept)
 
-        def cut(visit: tf.Tensor, epoch: tuple[tf.Tensor, tf.Tensor]) -> tf.data.Dataset:
+        def cut(visit: tf.Tensor, epoch: tuple[tf.Tensor, ...]) -> tf.data.Dataset:
             done = tf.where(visit == 0, tf.constant(skip, tf.int64), 0)
-            order, kept = epoch[0][done:], epoch[1] - done
+            number, order, kept = epoch[0], epoch[1][done:], epoch[2] - done
             owner = tf.gather(owners, order)
             is_next = (owner[1:] != owner[:-1]) & (tf.range(1, tf.size(order, tf.int64)) <= kept)
             bounds = tf.concat([[0], tf.where(is_next)[:, 0] + 1, [tf.size(order, tf.int64)]], 0)
             ranges = tf.data.Dataset.from_tensor_slices((bounds[:-1], bounds[1:]))
-            return ranges.map(lambda begin, end: piece(order[begin:end]))
+            return ranges.map(lambda begin, end: (number, *piece(order[begin:end])))
 
         def piece(order: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             owner = tf.gather(owners, order)

@@ -11,13 +11,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from tfrecords import command, corpus, files, schema, sharding, stages, writer
+from tfrecords import command, corpus, files, schema, sentences, sharding, stages, writer
 from tfrecords.errors import UserError
 from tfrecords.manifest import FORMAT_VERSION, Manifest, Sequences, Shard, SplitCounts
 from tfrecords.vocabulary import Vocabulary
 
+LOCK_FILE = ".build.lock"
+# Raised when the intermediate files change: those of another version are no part of a build.
+_WORK_FORMAT = 2
 _TASK_BYTES = 8 << 20
 _PARTITION_BYTES = 32 << 20
 
@@ -29,6 +33,7 @@ def build(
     output_dir: str,
     options: stages.Options,
     num_processes: int,
+    strict: bool = False,
 ) -> Manifest:
     """Writes the shards of a corpus, or finishes what an earlier call began.
 
@@ -38,13 +43,26 @@ def build(
         output_dir: the folder to write; made where it is missing.
         options: what shapes the shards.
         num_processes: how many processes to work in; 1 means this one.
+        strict: whether to refuse NUL characters and invalid UTF-8, which are otherwise replaced.
 
     Raises:
-        UserError: the corpus is missing, empty or too short, or the folder holds another build;
-            nothing on disk has changed then.
+        UserError: the corpus is missing, malformed, empty or too short, or the folder holds another
+            build; nothing on disk has changed then.
     """
-    plan, identity = make_plan(input_patterns, vocabulary, output_dir, options)
+    plan, identity = make_plan(input_patterns, vocabulary, output_dir, options, strict)
     is_new = not tf.io.gfile.exists(output_dir)
+    _check_folder(plan, identity)
+    files.make_folder(output_dir)
+    try:
+        with files.lock(os.path.join(output_dir, LOCK_FILE)):
+            return _build(plan, identity, num_processes)
+    except _TooLittleTextError:
+        if is_new and not tf.io.gfile.listdir(output_dir):
+            tf.io.gfile.rmtree(output_dir)
+        raise
+
+
+def _build(plan: stages.Plan, identity: dict[str, Any], num_processes: int) -> Manifest:
     finished = _check_folder(plan, identity)
     if finished is not None and _is_intact(finished):
         _discard_work(plan)
@@ -56,8 +74,6 @@ def build(
         return _Run(plan, identity, num_processes).run()
     except _TooLittleTextError:
         _discard_work(plan)
-        if is_new and not tf.io.gfile.listdir(output_dir):
-            tf.io.gfile.rmtree(output_dir)
         raise
 
 
@@ -66,25 +82,18 @@ class _TooLittleTextError(UserError):
 
 
 def make_plan(
-    input_patterns: str, vocabulary: Vocabulary, output_dir: str, options: stages.Options
+    input_patterns: str,
+    vocabulary: Vocabulary,
+    output_dir: str,
+    options: stages.Options,
+    strict: bool = False,
 ) -> tuple[stages.Plan, dict[str, Any]]:
     """Reads the corpus once to cut it into tasks.
 
     Returns:
         The plan, and the identity: a dict that determines the bytes of the shards.
     """
-    text_files = corpus.find(input_patterns)
-    total = sum(corpus.stored_bytes(file) for file in text_files)
-    with command.progress(total=total, desc="scanning text", unit="B", unit_scale=True) as bar:
-        scans = [
-            corpus.scan(file, options.document_boundary, _TASK_BYTES, bar.update)
-            for file in text_files
-        ]
-    if not sum(scan.num_documents for scan in scans):
-        raise UserError(
-            f"--input {input_patterns!r} holds no text ({len(text_files)} files, all blank); give "
-            "files with one sentence a line and a blank line after each document"
-        )
+    scans = _scan(input_patterns, options.text_format, strict)
     num_bytes = sum(scan.num_bytes for scan in scans)
     digest = hashlib.sha256()
     for scan in scans:
@@ -96,6 +105,8 @@ def make_plan(
         "vocabulary_sha256": vocabulary.sha256,
         "num_buckets": num_buckets,
     }
+    if options.text_format.split_sentences:
+        identity["sentence_segmenter"] = sentences.SEGMENTER
     plan = stages.Plan(
         output_dir=output_dir,
         options=options,
@@ -105,6 +116,24 @@ def make_plan(
         num_partitions=-(-num_bytes * options.dupe_factor // _PARTITION_BYTES),
     )
     return plan, json.loads(json.dumps(identity))
+
+
+def _scan(input_patterns: str, text_format: corpus.TextFormat, strict: bool) -> list[corpus.Scan]:
+    text_files = corpus.find(input_patterns)
+    total = sum(corpus.stored_bytes(file) for file in text_files)
+    with command.progress(total=total, desc="scanning text", unit="B", unit_scale=True) as bar:
+        scans = [
+            corpus.scan(file, text_format, _TASK_BYTES, strict=strict, advance=bar.update)
+            for file in text_files
+        ]
+    if not sum(scan.num_documents for scan in scans):
+        raise UserError(
+            f"--input {input_patterns!r} holds no text ({len(text_files)} files, all blank); give "
+            "files with text"
+        )
+    if replaced := corpus.replaced_in(scans):
+        print(replaced)
+    return scans
 
 
 def _check_folder(plan: stages.Plan, identity: Mapping[str, Any]) -> Manifest | None:
@@ -124,7 +153,8 @@ def _check_folder(plan: stages.Plan, identity: Mapping[str, Any]) -> Manifest | 
         return manifest
     path = _state_path(plan, "plan")
     if tf.io.gfile.exists(path):
-        _check_same(folder, "an unfinished build", json.loads(files.read_bytes(path)), identity)
+        stored = json.loads(files.read_bytes(path))
+        _check_same(folder, "an unfinished build", stored, _work_identity(identity))
         return None
     foreign = [name for name in tf.io.gfile.listdir(folder) if name.endswith(".tfrecord")]
     if foreign:
@@ -138,6 +168,10 @@ def _check_folder(plan: stages.Plan, identity: Mapping[str, Any]) -> Manifest | 
             f"{copy} is another vocabulary than {plan.vocabulary.path}; give another --output_dir"
         )
     return None
+
+
+def _work_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {"intermediate format": _WORK_FORMAT, **identity}
 
 
 def _check_same(folder: str, what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -197,7 +231,7 @@ def _open_work(plan: stages.Plan, identity: Mapping[str, Any]) -> None:
         _discard_work(plan)
     for stage in _DESCRIPTIONS:
         files.make_folder(plan.folder(stage))
-    files.write_text(_state_path(plan, "plan"), json.dumps(identity))
+    files.write_text(_state_path(plan, "plan"), json.dumps(_work_identity(identity)))
 
 
 def _discard_work(plan: stages.Plan) -> None:
@@ -238,16 +272,16 @@ class _Run:
     def run(self) -> Manifest:
         plan = self._plan
         with self._workers():
-            documents = self._stage("documents", range(len(plan.chunks)), _sum_documents)
+            self._stage("documents", stages.documents_tasks(plan), lambda _: {})
             pairs = self._stage("pairs", stages.pairs_tasks(plan), self._sum_pairs)
-            self._check_counts(documents, pairs["examples"])
+            self._check_counts(pairs)
             self._forget("documents")
             shuffle = stages.shuffle_tasks(plan, pairs["examples"])
             self._stage("shuffled", shuffle, lambda _: {})
             self._forget("pairs")
             tasks = stages.shard_tasks(plan)
             shards = self._each("shards", tasks)
-        return self._finish(documents, pairs, dict(zip(tasks, shards, strict=True)))
+        return self._finish(pairs, dict(zip(tasks, shards, strict=True)))
 
     @contextlib.contextmanager
     def _workers(self) -> Iterator[None]:
@@ -300,31 +334,50 @@ class _Run:
             tf.io.gfile.rmtree(folder)
 
     def _sum_pairs(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        options = self._plan.options
-        examples = {
-            f"{length}": {split: [0] * self._plan.num_partitions for split in options.splits}
-            for length in options.seq_lengths
-        }
-        random_next = {
-            f"{length}": dict.fromkeys(options.splits, 0) for length in options.seq_lengths
-        }
-        alone = dict.fromkeys(options.splits, 0)
-        for task, result in zip(stages.pairs_tasks(self._plan), results, strict=True):
-            length = f"{task.seq_length}"
-            first_visit = task.duplicate == 0 and task.seq_length == options.seq_lengths[0]
-            for split in options.splits:
-                sizes = zip(examples[length][split], result["examples"][split], strict=True)
-                examples[length][split] = [sum(pair) for pair in sizes]
-                random_next[length][split] += result["random_next"][split]
-                alone[split] += first_visit and result["alone"][split]
-        return {"examples": examples, "random_next": random_next, "alone": alone}
+        options, tasks = self._plan.options, stages.pairs_tasks(self._plan)
+        first = [
+            result
+            for task, result in zip(tasks, results, strict=True)
+            if task.duplicate == 0 and task.seq_length == options.seq_lengths[0]
+        ]
 
-    def _check_counts(
-        self, documents: Mapping[str, int], examples: Mapping[str, Mapping[str, Sequence[int]]]
-    ) -> None:
+        def of_length(length: int, split: str, name: str) -> list[Any]:
+            return [
+                result[split][name]
+                for task, result in zip(tasks, results, strict=True)
+                if task.seq_length == length
+            ]
+
+        return {
+            "documents": {
+                split: sum(result[split]["documents"] for result in first)
+                if split in options.splits
+                else 0
+                for split in schema.SPLITS
+            },
+            "duplicate_documents": sum(result["duplicate_documents"] for result in first),
+            "alone": {
+                split: sum(result[split]["alone"] for result in first) for split in options.splits
+            },
+            "examples": {
+                f"{length}": {
+                    split: np.sum(of_length(length, split, "examples"), axis=0).tolist()
+                    for split in options.splits
+                }
+                for length in options.seq_lengths
+            },
+            "random_next": {
+                f"{length}": {
+                    split: sum(of_length(length, split, "random_next")) for split in options.splits
+                }
+                for length in options.seq_lengths
+            },
+        }
+
+    def _check_counts(self, pairs: Mapping[str, Any]) -> None:
         options = self._plan.options
         problem = None
-        for length, splits in examples.items():
+        for length, splits in pairs["examples"].items():
             count = sum(splits[schema.TRAIN])
             if count < options.num_shards:
                 problem = (
@@ -334,16 +387,13 @@ class _Run:
             if not sum(splits.get(schema.EVAL, [1])):
                 problem = (
                     f"--eval_fraction {options.eval_fraction} holds out nothing of "
-                    f"{sum(documents.values())} documents; give a larger one, or 0"
+                    f"{sum(pairs['documents'].values())} documents; give a larger one, or 0"
                 )
         if problem is not None:
             raise _TooLittleTextError(problem)
 
     def _finish(
-        self,
-        documents: Mapping[str, int],
-        pairs: Mapping[str, Any],
-        shards: Mapping[stages.ShardTask, dict[str, Any]],
+        self, pairs: Mapping[str, Any], shards: Mapping[stages.ShardTask, dict[str, Any]]
     ) -> Manifest:
         plan, options = self._plan, self._plan.options
 
@@ -361,11 +411,17 @@ class _Run:
             directory=plan.output_dir,
             format_version=FORMAT_VERSION,
             records=options.records,
+            feature_names=schema.V2,
+            compression=options.compression,
+            next_sentence=options.next_sentence,
+            masked_lm_prob=options.masked_lm_prob,
+            whole_word_mask=options.whole_word_mask,
             vocabulary_sha256=plan.vocabulary.sha256,
             vocab_size=len(plan.vocabulary),
             lower_case=options.lower_case,
             identity=self._identity,
-            documents=documents,
+            documents=pairs["documents"],
+            duplicate_documents=pairs["duplicate_documents"],
             one_document_buckets=pairs["alone"],
             sequences={
                 seq_length: Sequences(
@@ -388,7 +444,3 @@ _DESCRIPTIONS = {
     "shuffled": "shuffling",
     "shards": "writing shards",
 }
-
-
-def _sum_documents(results: Sequence[dict[str, Any]]) -> dict[str, int]:
-    return {split: sum(result["documents"][split] for result in results) for split in schema.SPLITS}

@@ -1,7 +1,6 @@
 """Shards to batches, in the order of `tfrecords.order.Order`.
 
-A shard is read whole, put into its permuted order and cut into batches, which are parsed a batch at
-a time: five times the speed of parsing example by example.
+A shard is read whole, put into its permuted order and cut into batches, each decoded at once.
 """
 
 import os
@@ -12,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfrecords import damage, files, schema, sharding
+from tfrecords import damage, decoding, files, schema, sharding
 from tfrecords.errors import UserError
 from tfrecords.manifest import Manifest
 from tfrecords.order import Order
@@ -36,6 +35,9 @@ def read(
     on_corrupt: str = RAISE,
     corrupt_budget: int = 0,
     features: str = MODEL_GARDEN,
+    masked_lm_prob: float | None = None,
+    max_predictions_per_seq: int | None = None,
+    whole_word_mask: bool | None = None,
 ) -> tf.data.Dataset:
     """The batches of one worker, from a folder that `tfrecords.build` wrote.
 
@@ -53,7 +55,7 @@ def read(
         input_context: gives W and i in place of the two before, as its number of input pipelines
             and the number of this one. Where a pipeline feeds several replicas, each takes a batch
             of its own: `rebatch` to B / replicas first.
-        seed: of the order.
+        seed: of the order, and of the masks of dynamic records.
         start_step: the first batch is that of step `start_step` + 1, the next after `start_step`
             were consumed.
         training: whether to read on without end, in permuted order; otherwise one pass in stored
@@ -65,6 +67,11 @@ def read(
         corrupt_budget: how many damaged records "skip" tolerates.
         features: the names and types to give: "model_garden", those of Model Garden's
             BertPretrainDataLoader.
+        masked_lm_prob: of dynamic records, masked here and afresh every epoch, the share of tokens
+            to guess; None means what they were built with, as for the next two.
+        max_predictions_per_seq: of dynamic records, the most masked positions of a row, M; where
+            `masked_lm_prob` is given and this is not, what a full row can need.
+        whole_word_mask: of dynamic records, whether the pieces of a word are masked together.
 
     Returns:
         A dataset of dicts with b = B / W rows and static shapes: `input_word_ids`, `input_mask`,
@@ -94,7 +101,13 @@ def read(
     shards = manifest.shards(split, seq_length)
     sharding.check_workers(len(shards), num_workers, worker_index)
     batch_size = sharding.check_batch(global_batch_size, num_workers)
-    manifest.check_shards(split, seq_length)
+    owned = sharding.worker_shards(len(shards), num_workers, worker_index)
+    manifest.check_shards(split, seq_length, owned)
+    choice = decoding.MaskingChoice(
+        masked_lm_prob=masked_lm_prob,
+        max_predictions_per_seq=max_predictions_per_seq,
+        whole_word_mask=whole_word_mask,
+    )
 
     reading = _Reading(
         manifest=manifest,
@@ -103,6 +116,7 @@ def read(
         batch_size=batch_size,
         num_workers=num_workers,
         worker_index=worker_index,
+        decoder=decoding.decoder(manifest, seq_length, seed, choice),
         budget=corrupt_budget if on_corrupt == SKIP else None,
     )
     if split == schema.TRAIN if training is None else training:
@@ -131,6 +145,7 @@ class _Reading:
         batch_size: int,
         num_workers: int,
         worker_index: int,
+        decoder: decoding.Decoder,
         budget: int | None,
     ) -> None:
         shards = manifest.shards(split, seq_length)
@@ -143,12 +158,12 @@ class _Reading:
             for other in ((num_workers, worker) for worker in range(num_workers))
         )
         self._where = f"{manifest.directory}: split {split!r}, length {seq_length}"
-        self._features = schema.features(seq_length, manifest.max_predictions_per_seq(seq_length))
-        self._filler = zero_example(self._features)
+        self._decoder = decoder
         self._loader = _Loader(
             paths=[manifest.path(shard) for shard in shards],
             counts=[shard.examples for shard in shards],
-            filler=self._filler,
+            compression=manifest.compression,
+            filler=decoder.filler,
             budget=budget,
         )
         self._counts = [shards[number].examples for number in self._shards]
@@ -172,10 +187,11 @@ class _Reading:
         steps = max(-(-self._most // self._batch_size) - start_step, 0)
         shards = tf.data.Dataset.from_tensor_slices(np.array(self._shards, np.int64))
         counts = tf.data.Dataset.from_tensor_slices(np.array(self._counts, np.int64))
+        first = tf.zeros((), tf.int64)
         pieces = tf.data.Dataset.zip(shards, counts).map(
-            lambda shard, count: (shard[tf.newaxis], tf.range(count))
+            lambda shard, count: (first, shard[tf.newaxis], tf.range(count))
         )
-        padding = tf.data.Dataset.from_tensors([self._filler]).repeat()
+        padding = tf.data.Dataset.from_tensors(([self._decoder.filler], first[tf.newaxis])).repeat()
         records = pieces.map(self._loader.load).prefetch(1).concatenate(padding)
         return self._parsed(self._batched(records).skip(start_step).take(steps), steps)
 
@@ -183,22 +199,13 @@ class _Reading:
         return records.rebatch(self._batch_size, drop_remainder=True)
 
     def _parsed(self, batches: tf.data.Dataset, cardinality: int) -> tf.data.Dataset:
-        spec = {
-            feature.name: tf.io.FixedLenFeature(
-                (feature.size,), tf.float32 if feature.dtype == "float32" else tf.int64
-            )
-            for feature in self._features
-        }
+        def decode(serialized: tf.Tensor, epochs: tf.Tensor) -> dict[str, tf.Tensor]:
+            return self._decoder.decode(tf.ensure_shape(serialized, (self._batch_size,)), epochs)
 
-        def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-            parsed = tf.io.parse_example(tf.ensure_shape(serialized, (self._batch_size,)), spec)
-            return {
-                feature.name: tf.cast(parsed[feature.name], feature.dtype)
-                for feature in self._features
-            }
-
+        # Nothing in it for AutoGraph, whose conversion takes as long as the tracing.
+        decode = tf.autograph.experimental.do_not_convert(decode)
         return (
-            batches.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            batches.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .apply(tf.data.experimental.assert_cardinality(cardinality))
             .prefetch(tf.data.AUTOTUNE)
         )
@@ -208,28 +215,42 @@ class _Loader:
     """Reads records of shards, whole or damaged."""
 
     def __init__(
-        self, *, paths: Sequence[str], counts: Sequence[int], filler: bytes, budget: int | None
+        self,
+        *,
+        paths: Sequence[str],
+        counts: Sequence[int],
+        compression: str,
+        filler: bytes,
+        budget: int | None,
     ) -> None:
         self._paths = paths
         self._counts = counts
+        self._compression = compression
         self._filler = filler
         self._budget = budget
         self._skipped: dict[tuple[int, int], int] = {}
 
-    def load(self, shards: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
-        """The records at the indices `records` of `shards` laid end to end: string [n].
+    def load(
+        self, epoch: tf.Tensor, shards: tf.Tensor, records: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The records at the indices `records` of `shards` laid end to end.
 
         Python is called only where a shard is damaged, to name the damage.
+
+        Returns:
+            string [n], the records; int64 [n], the epoch, for each.
         """
         count = tf.reduce_sum(tf.gather(tf.constant(self._counts, tf.int64), shards))
         # An error ends the dataset; the last element keeps it from being empty.
-        readable = tf.data.TFRecordDataset(tf.gather(tf.constant(self._paths), shards))
+        readable = tf.data.TFRecordDataset(
+            tf.gather(tf.constant(self._paths), shards), self._compression
+        )
         readable = readable.ignore_errors(log_warning=False).take(count)
         content = readable.concatenate(tf.data.Dataset.from_tensors("")).batch(count + 1)
         found = content.get_single_element()[:-1]
         whole = tf.size(found, tf.int64) == count
         found = tf.cond(whole, lambda: found, lambda: self._named_damage(shards))
-        return tf.gather(found, records)
+        return tf.gather(found, records), tf.fill(tf.shape(records), epoch)
 
     def _named_damage(self, shards: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.py_function(self._salvage, (shards,), tf.string), (None,))
@@ -240,7 +261,8 @@ class _Loader:
 
     def _readable(self, number: int) -> list[bytes]:
         path = self._paths[number]
-        records, damages = damage.salvage(files.read_bytes(path), self._counts[number])
+        content = damage.decompressed(files.read_bytes(path), self._compression)
+        records, damages = damage.salvage(content, self._counts[number])
         for found in damages:
             line = (
                 f"{path}: record {found.record} at byte offset {found.offset} is damaged, "
@@ -261,19 +283,3 @@ class _Loader:
             if fresh:
                 logging.warning("%s; skipped, %d of at most %d", line, total, self._budget)
         return [self._filler if record is None else record for record in records]
-
-
-def zero_example(features: Sequence[schema.Feature]) -> bytes:
-    """A serialised example of nothing but zeros, which is none: no token, no prediction."""
-    return tf.train.Example(
-        features=tf.train.Features(
-            feature={
-                feature.name: tf.train.Feature(
-                    float_list=tf.train.FloatList(value=[0.0] * feature.size)
-                )
-                if feature.dtype == "float32"
-                else tf.train.Feature(int64_list=tf.train.Int64List(value=[0] * feature.size))
-                for feature in features
-            }
-        )
-    ).SerializeToString(deterministic=True)

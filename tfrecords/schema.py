@@ -1,7 +1,13 @@
-"""The contract on disk: feature names, shapes, dtypes and file names.
+"""The contract on disk: feature names, shapes, dtypes, record layouts and file names.
 
-The features are those of Model Garden's `BertPretrainDataLoader` with its v2 names
-(official/nlp/data/pretrain_dataloader.py), integers stored as int64 and read as int32.
+A `stored` record is a tf.train.Example, masked when it was written. Its features are those of Model
+Garden's `BertPretrainDataLoader` with its v2 names (official/nlp/data/pretrain_dataloader.py),
+integers stored as int64 and read as int32; shards that other scripts wrote may have the v1 names.
+
+A `dynamic` record is a row that is masked when it is read: little-endian words of `dynamic_dtype`,
+first the `DYNAMIC_HEADER` (the example id's four 16-bit digits, least significant first; the
+tokens of the first segment; the next-sentence label), then the tokens, special ones included and
+padding left out.
 """
 
 import dataclasses
@@ -19,11 +25,21 @@ NEXT_SENTENCE_LABELS = "next_sentence_labels"
 MANIFEST_FILE = "manifest.json"
 VOCABULARY_FILE = "vocab.txt"
 SHARD_SUFFIX = ".tfrecord"
+GZIP = "GZIP"
+GZIP_SUFFIX = ".gz"
+STORED, DYNAMIC = "stored", "dynamic"
+RECORDS = (STORED, DYNAMIC)
 TRAIN = "train"
 EVAL = "eval"
 SPLITS = (TRAIN, EVAL)
 
-SPECIAL_TOKENS_IN_ROW = 3  # [CLS] first [SEP] second [SEP]
+SPECIAL_TOKENS_IN_PAIR = 3  # [CLS] first [SEP] second [SEP]
+SPECIAL_TOKENS_IN_PACKED = 2  # [CLS] text [SEP]
+
+DYNAMIC_HEADER = ("id_0", "id_1", "id_2", "id_3", "first_length", "next_sentence_label")
+
+V1, V2 = "v1", "v2"
+V1_NAMES = {INPUT_WORD_IDS: "input_ids", INPUT_TYPE_IDS: "segment_ids"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,14 +82,29 @@ def features(seq_length: int, max_predictions_per_seq: int) -> tuple[Feature, ..
     )
 
 
-def shard_name(split: str, seq_length: int, shard: int, num_shards: int) -> str:
+def dynamic_dtype(vocab_size: int) -> Literal["uint16", "int32"]:
+    """The type of the words of a `dynamic` record: the smallest that holds every token id."""
+    return "uint16" if vocab_size <= 1 << 16 else "int32"
+
+
+def shard_name(
+    split: str, seq_length: int, shard: int, num_shards: int, compression: str = ""
+) -> str:
     """The file name of a shard.
+
+    Args:
+        split: "train" or "eval".
+        seq_length: tokens in a row.
+        shard: its number, from 0.
+        num_shards: of the split and length.
+        compression: "" or "GZIP", as TensorFlow names it.
 
     Example:
         >>> shard_name("train", 128, 17, 1536)
         'train-seq128-00017-of-01536.tfrecord'
     """
-    return f"{split}-seq{seq_length}-{shard:05d}-of-{num_shards:05d}{SHARD_SUFFIX}"
+    suffix = SHARD_SUFFIX + (GZIP_SUFFIX if compression == GZIP else "")
+    return f"{split}-seq{seq_length}-{shard:05d}-of-{num_shards:05d}{suffix}"
 
 
 def default_max_predictions(seq_length: int, masked_lm_prob: float) -> int:

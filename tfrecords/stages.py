@@ -13,6 +13,7 @@ stage holds in memory is bounded by a chunk, a bucket, a partition or a block of
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,11 +23,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfrecords import corpus, encoding, files, schema, sharding, spill, writer
-from tfrecords.instances import Documents, Pairs, segment_pairs, starts_of
+from tfrecords.instances import Documents, Pairs, Spans, segment_pairs, starts_of
 from tfrecords.manifest import Shard
 from tfrecords.masking import Masking
+from tfrecords.packing import packed_rows
 from tfrecords.tokenization import Tokenizer
-from tfrecords.vocabulary import MASK, Vocabulary
+from tfrecords.vocabulary import SEP, Vocabulary
 
 WORK = ".build"
 _BLOCK_ROWS = 8192
@@ -48,9 +50,14 @@ class Options:
         short_seq_prob: the share of documents cut at a random shorter length.
         masked_lm_prob: the share of tokens to guess.
         whole_word_mask: whether the pieces of a word are masked together.
-        document_boundary: one of `corpus.BOUNDARIES`.
+        text_format: what documents and sentences are.
         bucket_bytes: text that shares a bucket, from which partners of random pairs come.
-        records: the record kind.
+        records: the record kind, one of `schema.RECORDS`.
+        compression: of the shards: "" or `schema.GZIP`.
+        next_sentence: whether rows are segment pairs; otherwise they are packed with full
+            sentences.
+        deduplicate: whether a document is left out when another has the same sentences of the same
+            tokens.
     """
 
     seq_lengths: tuple[int, ...]
@@ -63,9 +70,12 @@ class Options:
     short_seq_prob: float
     masked_lm_prob: float
     whole_word_mask: bool
-    document_boundary: str
+    text_format: corpus.TextFormat
     bucket_bytes: int
     records: str
+    compression: str
+    next_sentence: bool
+    deduplicate: bool
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -85,7 +95,7 @@ class Plan:
         output_dir: where shards go; the intermediate files lie in `WORK` below it.
         options: the user's.
         vocabulary: the word pieces.
-        chunks: the corpus, cut into the tasks of stage 1.
+        chunks: the corpus, cut into groups, each a file of stage 1.
         num_buckets: of stage 2.
         num_partitions: of stage 3; shapes no byte of the result.
     """
@@ -151,26 +161,29 @@ class Tasks:
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer(self._plan.vocabulary, self._options.lower_case)
 
-    def documents(self, index: int) -> dict[str, Any]:
-        """Stage 1: tokenises the chunks of task `index`."""
-        path = os.path.join(self._plan.folder("documents"), f"{index:05d}")
-        return _once(path, lambda: self._documents(index))
+    def documents(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Stage 1: tokenises groups of chunks, one after the other."""
+        with corpus.Reader(self._options.text_format) as reader:
+            for index in indices:
+                path = os.path.join(self._plan.folder("documents"), f"{index:05d}")
+                _once(path, functools.partial(self._documents, index, reader))
+        return {}
 
-    def _documents(self, index: int) -> tuple[list[bytes], dict[str, Any]]:
-        parts = [self._tokenize(chunk) for chunk in self._plan.chunks[index]]
+    def _documents(self, index: int, reader: corpus.Reader) -> tuple[list[bytes], dict[str, Any]]:
+        parts = [
+            self._tokenize(chunk, reader.documents(chunk)) for chunk in self._plan.chunks[index]
+        ]
         whole = Documents.concatenate(parts)
-        bucket = sharding.buckets(self._options.seed, whole.keys, self._plan.num_buckets)
-        held_out = sharding.is_eval(self._options.seed, whole.keys, self._options.eval_fraction)
+        # Documents with the same content must meet in a bucket to be found.
+        keys = whole.content_hashes() if self._options.deduplicate else whole.keys
+        bucket = sharding.buckets(self._options.seed, keys, self._plan.num_buckets)
         groups = [
             whole.select(np.flatnonzero(bucket == number)).pack()
             for number in range(self._plan.num_buckets)
         ]
-        return groups, {
-            "documents": {schema.TRAIN: int((~held_out).sum()), schema.EVAL: int(held_out.sum())}
-        }
+        return groups, {}
 
-    def _tokenize(self, chunk: corpus.Chunk) -> Documents:
-        texts = corpus.documents(chunk)
+    def _tokenize(self, chunk: corpus.Chunk, texts: list[list[str]]) -> Documents:
         ids, lengths = self._tokenizer.encode([line for text in texts for line in text])
         dtype = np.uint16 if len(self._plan.vocabulary) <= 1 << 16 else np.int32
         owner = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
@@ -195,36 +208,51 @@ class Tasks:
             spill.read(os.path.join(self._plan.folder("documents"), f"{index:05d}"), task.bucket)
             for index in range(len(self._plan.chunks))
         ]
-        whole = Documents.unpack(stored)
+        found = Documents.unpack(stored)
+        whole = found.select(found.first_of_equals()) if options.deduplicate else found
         held_out = sharding.is_eval(options.seed, whole.keys, options.eval_fraction)
         groups: list[bytes] = []
-        examples: dict[str, list[int]] = {}
-        random_next: dict[str, int] = {}
-        alone: dict[str, bool] = {}
+        counts: dict[str, Any] = {"duplicate_documents": len(found) - len(whole)}
         for split in options.splits:
             own = held_out if split == schema.EVAL else ~held_out
             if split == schema.EVAL and task.duplicate > 0:
                 own = np.zeros_like(own)
             members = whole.select(np.flatnonzero(own))
-            spans = segment_pairs(
+            ids, spans = self._rows(members, task)
+            partition = sharding.partitions(spans.example_ids, self._plan.num_partitions)
+            order = np.argsort(partition, kind="stable")
+            sizes = np.bincount(partition, minlength=self._plan.num_partitions)
+            bounds = starts_of(sizes)
+            groups += [
+                spans.gather(ids, order[begin:end]).pack()
+                for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
+            ]
+            counts[split] = {
+                "documents": len(members),
+                "alone": int(options.next_sentence and len(members) == 1),
+                "examples": sizes.tolist(),
+                "random_next": int(spans.random_next.sum()),
+            }
+        return groups, counts
+
+    def _rows(self, members: Documents, task: PairsTask) -> tuple[np.ndarray, Spans]:
+        options = self._options
+        if options.next_sentence:
+            return members.ids, segment_pairs(
                 members,
                 seq_length=task.seq_length,
                 seed=options.seed,
                 duplicate=task.duplicate,
                 short_seq_prob=options.short_seq_prob,
             )
-            partition = sharding.partitions(spans.example_ids, self._plan.num_partitions)
-            order = np.argsort(partition, kind="stable")
-            sizes = np.bincount(partition, minlength=self._plan.num_partitions)
-            bounds = starts_of(sizes)
-            groups += [
-                spans.gather(members.ids, order[begin:end]).pack()
-                for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
-            ]
-            examples[split] = sizes.tolist()
-            random_next[split] = int(spans.random_next.sum())
-            alone[split] = len(members) == 1
-        return groups, {"examples": examples, "random_next": random_next, "alone": alone}
+        return packed_rows(
+            members,
+            seq_length=task.seq_length,
+            seed=options.seed,
+            duplicate=task.duplicate,
+            short_seq_prob=options.short_seq_prob,
+            separator=self._plan.vocabulary.ids[SEP],
+        )
 
     def shuffled(self, task: ShuffleTask) -> dict[str, Any]:
         """Stage 3: ranks a partition's pairs and deals them out to shards."""
@@ -251,31 +279,34 @@ class Tasks:
     def shards(self, task: ShardTask) -> dict[str, Any]:
         """Stage 4: writes a shard; skips one that is there with the hash it was written with."""
         options = self._options
-        name = schema.shard_name(task.split, task.seq_length, task.shard, options.num_shards)
+        name = schema.shard_name(
+            task.split, task.seq_length, task.shard, options.num_shards, options.compression
+        )
         path = os.path.join(self._plan.output_dir, name)
         shard = recorded_shard(self._plan, name)
         if shard is None or not writer.is_intact(self._plan.output_dir, shard):
-            shard = writer.write_shard(path, self._records(task))
+            shard = writer.write_shard(path, self._records(task), options.compression)
             record_shard(self._plan, shard)
         return dataclasses.asdict(shard)
 
     def _records(self, task: ShardTask) -> Iterator[list[bytes]]:
         options, vocabulary = self._options, self._plan.vocabulary
-        masking = Masking(
+        masking = Masking.of(
+            vocabulary,
             masked_lm_prob=options.masked_lm_prob,
             max_predictions_per_seq=options.max_predictions(task.seq_length),
             whole_word=options.whole_word_mask,
-            mask_id=vocabulary.ids[MASK],
-            replacements=vocabulary.replacements,
-            continues_word=vocabulary.continues_word,
         )
         for partition in range(self._plan.num_partitions):
             source = f"{task.split}-seq{task.seq_length}-{partition:05d}"
             stored = spill.read(os.path.join(self._plan.folder("shuffled"), source), task.shard)
             for block in Pairs.unpack([stored]).blocks(_BLOCK_ROWS):
-                yield encoding.serialize(
-                    block, seq_length=task.seq_length, vocabulary=vocabulary, masking=masking
-                )
+                if options.records == schema.DYNAMIC:
+                    yield encoding.serialize_unmasked(block, vocabulary=vocabulary)
+                else:
+                    yield encoding.serialize(
+                        block, seq_length=task.seq_length, vocabulary=vocabulary, masking=masking
+                    )
 
 
 def record_shard(plan: Plan, shard: Shard) -> None:
@@ -297,6 +328,22 @@ def _once(path: str, make: Callable[[], tuple[list[bytes], dict[str, Any]]]) -> 
         groups, summary = make()
         spill.write(path, groups, summary)
     return spill.summary(path)
+
+
+def documents_tasks(plan: Plan) -> list[tuple[int, ...]]:
+    """The tasks of stage 1: the numbers of the groups in each.
+
+    Groups of one compressed file share a task, which decompresses it once.
+    """
+    tasks: list[tuple[int, ...]] = []
+    before = None
+    for index, group in enumerate(plan.chunks):
+        if before is not None and before == group[0].file and before.is_compressed:
+            tasks[-1] += (index,)
+        else:
+            tasks.append((index,))
+        before = group[-1].file
+    return tasks
 
 
 def pairs_tasks(plan: Plan) -> list[PairsTask]:
@@ -339,16 +386,24 @@ def shard_tasks(plan: Plan) -> list[ShardTask]:
 def group_chunks(
     chunks: Iterable[corpus.Chunk], task_bytes: int
 ) -> tuple[tuple[corpus.Chunk, ...], ...]:
-    """Gathers consecutive chunks into tasks of about `task_bytes`."""
-    groups: list[tuple[corpus.Chunk, ...]] = []
-    current: list[corpus.Chunk] = []
-    size = 0
-    for chunk in chunks:
-        current.append(chunk)
-        size += chunk.end - chunk.begin
-        if size >= task_bytes:
-            groups.append(tuple(current))
-            current, size = [], 0
-    if current:
-        groups.append(tuple(current))
-    return tuple(groups)
+    """Gathers consecutive chunks into groups of about `task_bytes`.
+
+    A compressed file of several chunks shares no group with another file, so that files of that
+    kind can be worked on side by side.
+    """
+    groups: list[list[corpus.Chunk]] = [[]]
+    size, was_apart = 0, False
+    for file, of_file in itertools.groupby(chunks, lambda chunk: chunk.file):
+        own = list(of_file)
+        apart = file.is_compressed and len(own) > 1
+        if apart or was_apart:
+            groups.append([])
+            size = 0
+        for chunk in own:
+            if size >= task_bytes:
+                groups.append([])
+                size = 0
+            groups[-1].append(chunk)
+            size += chunk.end - chunk.begin
+        was_apart = apart
+    return tuple(tuple(group) for group in groups if group)

@@ -2,9 +2,10 @@
 
     python -m tfrecords.verify --input_dir shards
 
-Of each shard: that it is there, its size, its SHA-256, the CRC of every record, the number of
-records; and the vocabulary's hash. Each problem is a line; a folder with any ends the command with
-exit code 2. Nothing is changed.
+Of each shard: that it is there, its size, its SHA-256, its compression, the CRC of every record,
+the number of records; and the vocabulary's hash. The folder may be one that tfrecords.build wrote
+or one of tfrecords.adopt, whose shards lie elsewhere. Each problem is a line; a folder with any
+ends the command with exit code 2. Nothing is changed.
 """
 
 import hashlib
@@ -20,18 +21,22 @@ from tfrecords.errors import UserError
 from tfrecords.manifest import Manifest, Shard
 from tfrecords.vocabulary import Vocabulary
 
+_SUFFIXES = (schema.SHARD_SUFFIX, schema.SHARD_SUFFIX + schema.GZIP_SUFFIX)
+
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
-    "input_dir", None, "The folder that tfrecords.build wrote.", required=True, flag_values=FLAGS
-)
+    "input_dir", None, "The folder that tfrecords.build or tfrecords.adopt wrote.", required=True,
+    flag_values=FLAGS,
+)  # fmt: skip
 
 
-def shard_problems(path: str, shard: Shard) -> Iterator[str]:
+def shard_problems(path: str, shard: Shard, compression: str = "") -> Iterator[str]:
     """What is wrong with a shard, a line each; nothing where its file is what the manifest says.
 
     Args:
         path: where the file lies.
         shard: what the manifest says of it.
+        compression: of the shards, "" or "GZIP".
     """
     if not tf.io.gfile.exists(path):
         yield f"{path} is missing"
@@ -39,16 +44,27 @@ def shard_problems(path: str, shard: Shard) -> Iterator[str]:
     content = files.read_bytes(path)
     if len(content) != shard.bytes:
         yield f"{path} has {len(content)} bytes, the manifest says {shard.bytes}"
-    records, damages = damage.salvage(content, shard.examples)
-    for found in damages:
-        after = f", and the {found.count - 1} after it are lost" if found.count > 1 else ""
-        yield f"{path}: record {found.record} at byte offset {found.offset}: {found.reason}{after}"
-    beyond = len(content) - damage.extent(records)
-    if not damages and beyond > 0:
-        yield f"{path} goes on for {beyond} bytes after its {shard.examples} records"
     digest = hashlib.sha256(content).hexdigest()
+    content, broken = damage.inflated(content, compression)
+    if broken is not None:
+        yield f"{path}: {broken}, after {len(content)} bytes of decompressed content"
+    yield from _record_problems(path, content, shard.examples, compression)
     if digest != shard.sha256:
         yield f"{path} has sha256 {digest[:12]}, the manifest says {shard.sha256[:12]}"
+
+
+def _record_problems(path: str, content: bytes, examples: int, compression: str) -> Iterator[str]:
+    within = " of the decompressed content" if compression else ""
+    records, damages = damage.salvage(content, examples)
+    for found in damages:
+        after = f", and the {found.count - 1} after it are lost" if found.count > 1 else ""
+        yield (
+            f"{path}: record {found.record} at byte offset {found.offset}{within}: "
+            f"{found.reason}{after}"
+        )
+    beyond = len(content) - damage.extent(records)
+    if not damages and beyond > 0:
+        yield f"{path} goes on for {beyond} bytes{within} after its {examples} records"
 
 
 def vocabulary_problems(manifest: Manifest) -> Iterator[str]:
@@ -63,7 +79,7 @@ def unlisted_problems(manifest: Manifest) -> Iterator[str]:
     """The shards that lie in the folder, but which the manifest does not know."""
     listed = {shard.file for shard in _shards(manifest)}
     for name in sorted(tf.io.gfile.listdir(manifest.directory)):
-        if name.endswith(schema.SHARD_SUFFIX) and name not in listed:
+        if name.endswith(_SUFFIXES) and name not in listed:
             yield f"{os.path.join(manifest.directory, name)} is not in the manifest"
 
 
@@ -80,15 +96,18 @@ def body(flag_values: flags.FlagValues) -> None:
         total=sum(shard.bytes for shard in shards), desc="verify", unit="B", unit_scale=True
     ) as bar:
         for shard in shards:
-            problems.extend(shard_problems(manifest.path(shard), shard))
+            path = manifest.path(shard)
+            problems.extend(shard_problems(path, shard, manifest.compression))
             bar.update(shard.bytes)
     print()
     for problem in problems:
         print(problem)
     if problems:
+        is_adopted = "adopted" in manifest.identity
+        again = "write and adopt the shards again" if is_adopted else "build the shards again"
         raise UserError(
-            f"{len(problems)} problems in {manifest.directory}, listed above; build the shards "
-            "again, or read past damaged records with on_corrupt='skip'"
+            f"{len(problems)} problems in {manifest.directory}, listed above; {again}, or read "
+            "past damaged records with on_corrupt='skip'"
         )
     examples = sum(shard.examples for shard in shards)
     print(f"{len(shards)} shards with {examples:,} examples are as the manifest says")

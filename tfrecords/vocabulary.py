@@ -12,13 +12,13 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tokenizers
 from absl import flags
 
-from tfrecords import command, corpus, files
+from tfrecords import command, corpus, files, text_flags
 from tfrecords.errors import UserError
 
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -39,6 +39,7 @@ flags.DEFINE_integer(
     lower_bound=_SIZE_MULTIPLE, flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_bool("lower_case", True, "Lower-case the text and strip accents.", flag_values=FLAGS)
+text_flags.define(FLAGS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,13 +136,19 @@ class Vocabulary:
         )
 
 
-def train(text_files: Sequence[corpus.TextFile], vocab_size: int, lower_case: bool) -> Vocabulary:
+def train(
+    text_files: Sequence[corpus.TextFile],
+    vocab_size: int,
+    lower_case: bool,
+    text_format: corpus.TextFormat | None = None,
+) -> Vocabulary:
     """Learns a WordPiece vocabulary with Hugging Face `tokenizers`.
 
     Args:
         text_files: the corpus.
         vocab_size: entries, special ones included; rounded up to a multiple of 64.
         lower_case: whether to lower-case and strip accents.
+        text_format: what of the files is text; by default all of it.
 
     Returns:
         The vocabulary; the same for the same text, in any process.
@@ -150,7 +157,8 @@ def train(text_files: Sequence[corpus.TextFile], vocab_size: int, lower_case: bo
         UserError: the corpus has no text, or more characters than `vocab_size` has room for.
     """
     normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower_case)
-    alphabet, excluded = _alphabet(text_files, normalizer)
+    lines = functools.partial(_lines, text_files, text_format)
+    alphabet, excluded = _alphabet(lines("counting characters"), normalizer)
     if not alphabet:
         raise UserError("the files of --input hold no text; give files with one sentence a line")
     # The trainer numbers characters in the order of a hash table and breaks ties between merges
@@ -169,7 +177,7 @@ def train(text_files: Sequence[corpus.TextFile], vocab_size: int, lower_case: bo
     )
     table = dict.fromkeys(excluded, " ")
     tokenizer.train_from_iterator(
-        (line.translate(table) for line in _lines(text_files, "learning word pieces")), trainer
+        (line.translate(table) for line in lines("learning word pieces")), trainer
     )
     learned = tokenizer.get_vocab()
     tokens = sorted(learned, key=learned.__getitem__)
@@ -180,11 +188,11 @@ def train(text_files: Sequence[corpus.TextFile], vocab_size: int, lower_case: bo
 
 
 def _alphabet(
-    text_files: Sequence[corpus.TextFile], normalizer: tokenizers.normalizers.Normalizer
+    lines: Iterable[str], normalizer: tokenizers.normalizers.Normalizer
 ) -> tuple[list[str], list[int]]:
     """The most frequent normalised characters, and the code points to leave out of the text."""
     raw: collections.Counter[str] = collections.Counter()
-    for line in _lines(text_files, "counting characters"):
+    for line in lines:
         raw.update(line)
     normalized = {char: normalizer.normalize_str(char).replace(" ", "") for char in raw}
     counts: collections.Counter[str] = collections.Counter()
@@ -197,20 +205,26 @@ def _alphabet(
     return sorted(kept), excluded
 
 
-def _lines(text_files: Sequence[corpus.TextFile], description: str) -> Iterator[str]:
+def _lines(
+    text_files: Sequence[corpus.TextFile],
+    text_format: corpus.TextFormat | None,
+    description: str,
+) -> Iterator[str]:
     total = sum(corpus.stored_bytes(file) for file in text_files)
     with command.progress(total=total, desc=description, unit="B", unit_scale=True) as bar:
         for file in text_files:
-            for line, num_bytes in corpus.lines(file):
+            for line, num_bytes in corpus.lines(file, text_format):
                 bar.update(num_bytes)
-                if line:
-                    yield line
+                yield line
 
 
 def body(flag_values: flags.FlagValues) -> None:
     """Trains and writes the vocabulary that the flags ask for."""
     vocabulary = train(
-        corpus.find(flag_values.input), flag_values.vocab_size, flag_values.lower_case
+        corpus.find(flag_values.input),
+        flag_values.vocab_size,
+        flag_values.lower_case,
+        text_flags.text_format(flag_values),
     )
     files.write_bytes(flag_values.output, vocabulary.content)
     print(f"{flag_values.output}: {len(vocabulary)} entries, sha256 {vocabulary.sha256[:12]}")

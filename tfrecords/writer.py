@@ -6,25 +6,39 @@ from collections.abc import Iterable
 import tensorflow as tf
 
 from tfrecords import files
-from tfrecords.manifest import Shard
+from tfrecords.manifest import HEAD_BYTES, Shard
 
 
-def write_shard(path: str, blocks: Iterable[list[bytes]]) -> Shard:
+def write_shard(path: str, blocks: Iterable[list[bytes]], compression: str = "") -> Shard:
     """Writes the records of all blocks, in order.
+
+    Args:
+        path: the file.
+        blocks: records, some at a time.
+        compression: "" or "GZIP".
 
     Returns:
         What the manifest says of the file.
     """
     examples = 0
     with files.atomic_path(path) as temporary:
-        with tf.io.TFRecordWriter(temporary) as writer:
+        with tf.io.TFRecordWriter(temporary, compression) as writer:
             for block in blocks:
                 for record in block:
                     writer.write(record)
                 examples += len(block)
-        digest = files.sha256(temporary)
-        size = tf.io.gfile.stat(temporary).length
-    return Shard(file=os.path.basename(path), examples=examples, bytes=size, sha256=digest)
+        return fingerprint(temporary, os.path.basename(path), examples)
+
+
+def fingerprint(path: str, file: str, examples: int) -> Shard:
+    """What a manifest says of the file at `path`, which it calls `file`."""
+    return Shard(
+        file=file,
+        examples=examples,
+        bytes=tf.io.gfile.stat(path).length,
+        sha256=files.sha256(path),
+        head_sha256=files.sha256(path, HEAD_BYTES),
+    )
 
 
 def is_intact(folder: str, shard: Shard) -> bool:

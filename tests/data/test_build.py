@@ -440,7 +440,7 @@ def test_manifest_checks(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
         Manifest.load(tmp_path)
     stored = json.loads((shards / "manifest.json").read_text())
     for change, message in (
-        ({"format_version": 99}, "format version 99; this is version 1"),
+        ({"format_version": 99}, "format version 99; this is version 2"),
         ({"sequences": 3}, "is damaged"),
         ({"vocab_size": None, "surplus": 1}, "is damaged"),
     ):

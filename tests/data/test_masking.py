@@ -55,7 +55,7 @@ def words_of(ids: np.ndarray, maskable: np.ndarray) -> list[list[int]]:
 def test_choice(seed: int, length: int, whole_word: bool, continuing: float) -> None:
     ids, maskable, example_ids = rows(20, length, seed, continuing)
     config = make(whole_word)
-    result = masking.mask(config, ids, maskable, example_ids)
+    result = masking.mask(config, ids, maskable, (ids > 0).sum(1), example_ids)
     for row in range(20):
         count = int(result.counts[row])
         positions = result.positions[row, :count]
@@ -84,7 +84,7 @@ def test_choice(seed: int, length: int, whole_word: bool, continuing: float) -> 
 
 def test_rates() -> None:
     ids, maskable, example_ids = rows(4000, 128, seed=1)
-    result = masking.mask(make(), ids, maskable, example_ids)
+    result = masking.mask(make(), ids, maskable, (ids > 0).sum(1), example_ids)
     chosen = np.arange(20) < result.counts[:, None]
     total = int(chosen.sum())
     assert total > 20_000
@@ -110,7 +110,7 @@ def test_positions_are_uniform() -> None:
     maskable[:] = False
     maskable[:, 1:39] = True
     ids[:, 1:39] = 77
-    result = masking.mask(make(), ids, maskable, example_ids)
+    result = masking.mask(make(), ids, maskable, (ids > 0).sum(1), example_ids)
     counts = np.bincount(result.positions[:, :6].ravel(), minlength=40)[1:39]
     expected = 6000 * 6 / 38
     assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
@@ -118,12 +118,14 @@ def test_positions_are_uniform() -> None:
 
 def test_a_row_depends_on_its_id_alone() -> None:
     ids, maskable, example_ids = rows(64, 128, seed=3)
-    whole = masking.mask(make(), ids, maskable, example_ids)
+    whole = masking.mask(make(), ids, maskable, (ids > 0).sum(1), example_ids)
     order = np.random.default_rng(0).permutation(64)[:17]
-    part = masking.mask(make(), ids[order], maskable[order], example_ids[order])
+    part = masking.mask(
+        make(), ids[order], maskable[order], (ids > 0).sum(1)[order], example_ids[order]
+    )
     np.testing.assert_array_equal(part.input_word_ids, whole.input_word_ids[order])
     np.testing.assert_array_equal(part.positions, whole.positions[order])
-    other = masking.mask(make(), ids, maskable, example_ids + np.uint64(1))
+    other = masking.mask(make(), ids, maskable, (ids > 0).sum(1), example_ids + np.uint64(1))
     assert (other.positions != whole.positions).any(1).mean() > 0.9
 
 

@@ -61,10 +61,14 @@ def read(order: Order, start_step: int, count: int) -> list[tuple[int, int]]:
     """The first `count` examples from a step on, as the dataset gives them."""
     counts = dict(zip(order.shards, order.counts, strict=True))
     found: list[tuple[int, int]] = []
-    for shards, records in order.pieces(start_step).as_numpy_iterator():
+    epochs: list[int] = []
+    for epoch, shards, records in order.pieces(start_step).as_numpy_iterator():
         where = [(int(shard), record) for shard in shards for record in range(counts[int(shard)])]
         found += [where[record] for record in records]
+        epochs += [int(epoch)] * len(records)
         if len(found) >= count:
+            begin = start_step * order.batch_size
+            assert epochs == [(begin + at) // order.epoch_size for at in range(len(epochs))]
             return found[:count]
     raise AssertionError("the dataset ended")
 
@@ -120,7 +124,7 @@ def test_epochs_differ_and_shards_stay_whole() -> None:
 def test_shards_smaller_than_a_batch_are_not_all_read_at_once() -> None:
     counts = [7, 9, 8, 6, 9, 7, 8, 6, 9, 8, 7, 9]
     order = Order(shards=range(len(counts)), counts=counts, worker_index=0, batch_size=12, seed=3)
-    sizes = [len(shards) for shards, _ in order.pieces(0).take(200).as_numpy_iterator()]
+    sizes = [len(shards) for _, shards, _ in order.pieces(0).take(200).as_numpy_iterator()]
     # Most pieces are a shard; one that was moved to an epoch's end holds less than a batch.
     assert np.mean(np.array(sizes) == 1) > 0.8
     assert max(sizes) <= 4

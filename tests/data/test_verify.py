@@ -1,13 +1,19 @@
 """`tfrecords.verify` against shards that were changed in every way a file can be."""
 
+import gzip
+import os
 import pathlib
+import random
 import shutil
+import zlib
 
+import hypothesis
 import pytest
 import tensorflow as tf
+from hypothesis import strategies
 
-from tests.data.conftest import NUM_SHARDS, SEQ_LENGTHS
-from tfrecords import verify
+from tests.data.conftest import NUM_SHARDS, SEQ_LENGTHS, build_arguments
+from tfrecords import adopt, build, damage, verify
 from tfrecords.manifest import Manifest
 
 
@@ -94,3 +100,137 @@ def test_a_folder_without_manifest_is_refused(tmp_path: pathlib.Path, capfd) -> 
     code, _, err = run(tmp_path, capfd)
     assert code == 2
     assert err.startswith("error: no manifest.json in")
+
+
+@pytest.fixture(scope="module")
+def zipped(
+    corpus_dir: pathlib.Path, vocab_file: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("zipped") / "shards"
+    arguments = build_arguments(corpus_dir, vocab_file, folder)
+    assert build.main([*arguments, "--seq_lengths=32", "--eval_fraction=0", "--gzip"]) == 0
+    return folder
+
+
+@pytest.fixture
+def zipped_copy(zipped: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(zipped, tmp_path / "zipped"))
+
+
+def first_zipped(folder: pathlib.Path) -> pathlib.Path:
+    return folder / Manifest.load(folder).shards("train", 32)[0].file
+
+
+def test_sound_compressed_shards(zipped: pathlib.Path, capfd) -> None:
+    assert first_zipped(zipped).read_bytes()[:2] == b"\x1f\x8b"
+    code, out, err = run(zipped, capfd)
+    assert (code, err) == (0, "")
+    assert f"{NUM_SHARDS} shards with" in out
+
+
+def test_a_compressed_shard_that_ends_early(zipped_copy: pathlib.Path, capfd) -> None:
+    path = first_zipped(zipped_copy)
+    content = path.read_bytes()
+    # Independently of tfrecords: zlib's own count of what the first half holds.
+    half = zlib.decompressobj(31).decompress(content[: len(content) // 2])
+    path.write_bytes(content[: len(content) // 2])
+    code, out, _ = run(zipped_copy, capfd)
+    assert code == 2
+    assert f"its GZIP stream ends early, after {len(half)} bytes of decompressed content" in out
+    assert " of the decompressed content: the file ends within it, and the " in out
+    path.write_bytes(content[:-2])
+    code, out, _ = run(zipped_copy, capfd)
+    assert code == 2
+    assert "its GZIP stream ends early" in out
+    assert "the file ends within it" not in out
+
+
+def test_a_compressed_record_with_a_flipped_bit(zipped_copy: pathlib.Path, capfd) -> None:
+    path = first_zipped(zipped_copy)
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    offset = 16 + int.from_bytes(content[:8], "little")
+    content[offset + 20] ^= 1
+    path.write_bytes(gzip.compress(bytes(content)))
+    code, out, _ = run(zipped_copy, capfd)
+    assert code == 2
+    expected = f"record 1 at byte offset {offset} of the decompressed content: its data fails"
+    assert expected in out
+
+
+def test_an_unlisted_compressed_shard(zipped_copy: pathlib.Path, capfd) -> None:
+    shutil.copy(first_zipped(zipped_copy), zipped_copy / "stray.tfrecord.gz")
+    code, out, _ = run(zipped_copy, capfd)
+    assert code == 2
+    assert "stray.tfrecord.gz is not in the manifest" in out
+
+
+def test_adopted_shards_lie_elsewhere(
+    copy: pathlib.Path, vocab_file: pathlib.Path, tmp_path: pathlib.Path, capfd
+) -> None:
+    flags = {
+        "input": f"{copy}/train-seq32-*",
+        "seq_length": 32,
+        "vocab_file": vocab_file,
+        "output_dir": tmp_path / "adopted",
+    }
+    assert adopt.main([f"--{name}={value}" for name, value in flags.items()]) == 0
+    code, out, err = run(tmp_path / "adopted", capfd)
+    assert (code, err) == (0, "")
+    assert f"{NUM_SHARDS} shards with" in out
+    flip(first_shard(copy), 40)
+    code, out, err = run(tmp_path / "adopted", capfd)
+    assert code == 2
+    assert os.path.basename(first_shard(copy)) + ": record 0 at byte offset 0: its data" in out
+    assert "write and adopt the shards again" in err
+
+
+@hypothesis.given(
+    seed=strategies.integers(0, 1 << 32),
+    size=strategies.integers(0, 300_000),
+    share=strategies.floats(0, 1),
+    flipped=strategies.booleans(),
+)
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_all_before_the_damage_is_decompressed(
+    seed: int, size: int, share: float, flipped: bool
+) -> None:
+    # Bytes that compress, but not to nothing.
+    content = bytes(random.Random(seed).choices(b"abcdefgh", k=size))
+    stream = bytearray(gzip.compress(content, mtime=0))
+    assert damage.inflated(bytes(stream), "GZIP") == (content, None)
+    place = int(share * (len(stream) - 1))
+    if flipped:
+        # Past the header, whose time and system may be anything.
+        place = max(place, 10)
+        stream[place] ^= 0x10
+    else:
+        del stream[place:]
+    found, problem = damage.inflated(bytes(stream), "GZIP")
+    assert found == damage.decompressed(bytes(stream), "GZIP")
+    assert (problem is None) == (not stream)
+    # What zlib gives for the sound bytes alone.
+    sound = zlib.decompressobj(31).decompress(bytes(stream[:place]))
+    assert found.startswith(sound)
+    if not flipped:
+        assert found == sound
+
+
+def test_compressed_streams_may_follow_one_another() -> None:
+    content = gzip.compress(b"one") + gzip.compress(b"two")
+    assert damage.inflated(content, "GZIP") == (b"onetwo", None)
+    found, problem = damage.inflated(content + b"no stream", "GZIP")
+    assert found == b"onetwo"
+    assert problem is not None and problem.startswith("its GZIP stream is corrupted")
+    assert damage.inflated(content, "") == (content, None)
+
+
+def test_salvage_without_a_count(tmp_path: pathlib.Path) -> None:
+    with tf.io.TFRecordWriter(str(tmp_path / "file")) as writer:
+        for text in (b"one", b"three", b""):
+            writer.write(text)
+    content = (tmp_path / "file").read_bytes()
+    assert damage.salvage(content, None) == ([b"one", b"three", b""], [])
+    assert damage.salvage(b"", None) == ([], [])
+    records, (found,) = damage.salvage(content[:-1], None)
+    assert records == [b"one", b"three", None]
+    assert (found.record, found.offset) == (2, 16 + 3 + 16 + 5)

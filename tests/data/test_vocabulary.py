@@ -1,6 +1,7 @@
 """Vocabularies: trained the same in every process, refused when they are none."""
 
 import hashlib
+import json
 import os
 import pathlib
 import subprocess
@@ -52,6 +53,30 @@ def test_case(tmp_path: pathlib.Path) -> None:
         tokens = output.read_text().split("\n")
         assert expected in tokens
         assert absent not in tokens
+
+
+def test_formats_of_text(tmp_path: pathlib.Path) -> None:
+    lines = ["zebra alone", "gnu and zebra"] * 30
+    for name, content, flag in (
+        ("plain", "\n\n".join(lines), "--document_boundary=file"),
+        (
+            "tags",
+            "".join(f"<doc id=q>\n{line}\n</doc>\n" for line in lines),
+            "--document_boundary=doc_tag",
+        ),
+        (
+            "json",
+            "".join(json.dumps({"q": "x", "body": line}) + "\n" for line in lines),
+            "--text_field=body",
+        ),
+    ):
+        (tmp_path / name).write_text(content)
+        arguments = [f"--input={tmp_path / name}", f"--output={tmp_path / name}.vocab", flag]
+        assert vocabulary.main([*arguments, "--vocab_size=64"]) == 0
+        assert (tmp_path / f"{name}.vocab").read_text() == (tmp_path / "plain.vocab").read_text()
+        tokens = (tmp_path / f"{name}.vocab").read_text().split("\n")
+        assert "zebra" in tokens and "q" not in tokens
+    assert vocabulary.main([*arguments, "--document_boundary=file"]) == 2
 
 
 @pytest.mark.parametrize(
