@@ -1,16 +1,20 @@
 """Shards written by `tfrecords.build` behind Model Garden's data-loader contract."""
 
 import dataclasses
+import json
 import os
+from typing import Any
 
 import tensorflow as tf
 from official.core import config_definitions
 from official.nlp.data import data_loader, data_loader_factory
 
 import tfrecords
-from tfrecords import files
+from tfrecords import decoding, files, schema
 from tfrecords.errors import UserError
 from tfrecords.vocabulary import Vocabulary
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 @dataclasses.dataclass
@@ -25,6 +29,12 @@ class PretrainDataConfig(config_definitions.DataConfig):
       use_next_sentence_label: whether the next-sentence loss is trained.
       seed: draws the order of the examples; the same for every worker.
       vocab_file: empty, or the vocabulary this run insists on: it must be the folder's own.
+      masked_lm_prob: of dynamic records, the share of tokens to guess; None means what the folder
+        was built with, as for the next two.
+      max_predictions_per_seq: of dynamic records, the most masked positions of a row.
+      whole_word_mask: of dynamic records, whether the pieces of a word are masked together.
+      on_corrupt: `raise` stops at a damaged record and names it, `skip` reads on without it.
+      corrupt_budget: how many damaged records `skip` tolerates.
     """
 
     input_path: str = ""
@@ -34,6 +44,11 @@ class PretrainDataConfig(config_definitions.DataConfig):
     use_next_sentence_label: bool = True
     seed: int = 0
     vocab_file: str = ""
+    masked_lm_prob: float | None = None
+    max_predictions_per_seq: int | None = None
+    whole_word_mask: bool | None = None
+    on_corrupt: str = "raise"
+    corrupt_budget: int = 0
 
 
 @data_loader_factory.register_data_loader_cls(PretrainDataConfig)
@@ -63,14 +78,36 @@ class PretrainDataLoader(data_loader.DataLoader):
             seed=params.seed,
             start_step=start_step,
             training=params.is_training,
+            on_corrupt=params.on_corrupt,
+            corrupt_budget=params.corrupt_budget,
+            **_masking(params),
         )
 
 
-def keep_vocabulary(params: PretrainDataConfig, model_dir: str) -> None:
-    """Copies the shards' vocabulary into a run's folder: its weights mean nothing without it."""
+def _masking(params: PretrainDataConfig) -> dict[str, Any]:
+    names = ("masked_lm_prob", "max_predictions_per_seq", "whole_word_mask")
+    return {name: getattr(params, name) for name in names}
+
+
+def keep_tokenization(params: PretrainDataConfig, model_dir: str) -> None:
+    """Copies the shards' vocabulary and its casing into a run's folder.
+
+    Its weights mean nothing without them. The casing lies in `TOKENIZER_CONFIG`, as Hugging Face's
+    tokenizers have it.
+    """
     manifest = tfrecords.Manifest.load(params.input_path)
-    copy = os.path.join(model_dir, os.path.basename(manifest.vocabulary_file))
+    copy = os.path.join(model_dir, schema.VOCABULARY_FILE)
     files.write_bytes(copy, files.read_bytes(manifest.vocabulary_file))
+    casing = json.dumps({"do_lower_case": manifest.lower_case})
+    files.write_text(os.path.join(model_dir, TOKENIZER_CONFIG), casing)
+
+
+def kept_casing(model_dir: str) -> bool | None:
+    """Whether a run's text is lower-cased; None where its folder does not say."""
+    path = os.path.join(model_dir, TOKENIZER_CONFIG)
+    if not model_dir or not tf.io.gfile.exists(path):
+        return None
+    return json.loads(files.read_bytes(path))["do_lower_case"]
 
 
 def check_shards(params: PretrainDataConfig, vocab_size: int) -> tfrecords.Manifest:
@@ -85,7 +122,8 @@ def check_shards(params: PretrainDataConfig, vocab_size: int) -> tfrecords.Manif
 
     Raises:
       UserError: no such folder, a missing or damaged shard, another sequence length, another
-        vocabulary than the model's or `vocab_file`, an empty split.
+        vocabulary than the model's or `vocab_file`, an empty split, masks chosen for records
+        that are masked already.
     """
     if not params.input_path:
         raise UserError(
@@ -96,6 +134,9 @@ def check_shards(params: PretrainDataConfig, vocab_size: int) -> tfrecords.Manif
     split = "train" if params.is_training else "eval"
     manifest.check_shards(split, params.seq_length)
     manifest.check_vocab_size(vocab_size)
+    masking = decoding.MaskingChoice(**_masking(params))
+    if manifest.records == schema.STORED:
+        masking.check_unused(manifest, params.seq_length)
     if params.vocab_file:
         manifest.check_vocabulary(Vocabulary.load(params.vocab_file))
     if manifest.num_examples(split, params.seq_length) == 0:

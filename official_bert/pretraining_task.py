@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 import tf_keras
-from official.core import task_factory
+from official.core import config_definitions, task_factory
 from official.nlp.configs import bert, encoders
 from official.nlp.tasks import masked_lm
 
+import tfrecords
 from official_bert import checkpoints
 from official_bert.input import PretrainDataConfig, PretrainDataLoader
 
@@ -119,6 +120,26 @@ def losses_and_accuracies(
         logs["next_sentence_loss"] = ratio(sums["next_sentence_loss"], totals["examples"])
         logs["next_sentence_accuracy"] = ratio(sums["next_sentence_correct"], totals["examples"])
     return logs
+
+
+def with_heads_of_data(
+    params: config_definitions.ExperimentConfig,
+) -> config_definitions.ExperimentConfig:
+    """The config without a next-sentence head where the training shards have no labels for one."""
+    task = params.task
+    if not isinstance(task, LargeBatchPretrainConfig) or not task.train_data.input_path:
+        return params
+    if tfrecords.Manifest.load(task.train_data.input_path).next_sentence:
+        return params
+    heads = [head for head in task.model.cls_heads if head.name != "next_sentence"]
+    unlabelled = {"use_next_sentence_label": False}
+    return params.replace(
+        task=task.replace(
+            model=task.model.replace(cls_heads=heads),
+            train_data=task.train_data.replace(**unlabelled),
+            validation_data=task.validation_data.replace(**unlabelled),
+        )
+    )
 
 
 def accumulate(

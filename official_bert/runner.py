@@ -21,7 +21,8 @@ from official.modeling import performance
 from tqdm import tqdm
 
 from official_bert import checkpoints, configuration, devices, metrics_log, optimization
-from official_bert.input import PretrainDataConfig, keep_vocabulary
+from official_bert.input import PretrainDataConfig, keep_tokenization
+from official_bert.pretraining_task import with_heads_of_data
 from official_bert.trainer import Trainer
 from tf_lans import family
 from tfrecords import command, reader
@@ -71,7 +72,7 @@ def run(
     if mode not in MODES:
         raise UserError(f"--mode is {mode!r}; expected one of {', '.join(MODES)}")
     _check_numbers(params, mode)
-    params = optimization.with_schedule_length(params)
+    params = _completed(params)
     check_model_dir(params, model_dir, mode)
     performance.set_mixed_precision_policy(params.runtime.mixed_precision_dtype or "float32")
     strategy = devices.build_strategy(params.runtime)
@@ -99,9 +100,16 @@ def check_model_dir(
     Raises:
       UserError: naming the first field that differs.
     """
-    params = optimization.with_schedule_length(params)
+    params = _completed(params)
     sections = _IDENTITY if "train" in mode else ("task.model",)
     configuration.check_same_run(params, model_dir, sections)
+
+
+def _completed(
+    params: config_definitions.ExperimentConfig,
+) -> config_definitions.ExperimentConfig:
+    """The config with what follows from the rest of it written out, as the run records it."""
+    return with_heads_of_data(optimization.with_schedule_length(params))
 
 
 class _Run:
@@ -131,7 +139,7 @@ class _Run:
         if mode != "eval":
             configuration.save(params, model_dir)
             if isinstance(params.task.train_data, PretrainDataConfig):
-                keep_vocabulary(params.task.train_data, model_dir)
+                keep_tokenization(params.task.train_data, model_dir)
             self.summaries = tf.summary.create_file_writer(
                 os.path.join(model_dir, "train", "blocks")
             )

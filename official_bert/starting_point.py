@@ -8,7 +8,7 @@ import tensorflow as tf
 from official.nlp.configs import encoders
 
 import tfrecords
-from official_bert import checkpoints, configuration, experiments
+from official_bert import checkpoints, configuration, experiments, input
 from tfrecords.errors import UserError
 from tfrecords.vocabulary import SPECIAL_TOKENS, Vocabulary
 
@@ -41,8 +41,8 @@ def find(
     """Gathers what a pretraining run says of itself; what is given explicitly wins.
 
     The vocabulary is looked for in the run's folder, in its shards' folder and in the folder
-    above; the casing in the shards' manifest, else in the vocabulary: one with capitals is
-    cased.
+    above; the casing in the run's folder, in the shards' manifest, else in the vocabulary: one
+    with capitals is cased.
 
     Args:
         init_checkpoint: a pretraining `model_dir`, a checkpoint in one, or empty.
@@ -67,6 +67,8 @@ def find(
     if manifest is not None:
         manifest.check_vocabulary(vocabulary)
     _check_size(vocabulary, encoder)
+    if lower_case is None:
+        lower_case = input.kept_casing(run)
     if lower_case is None:
         lower_case = manifest.lower_case if manifest else not _has_capitals(vocabulary)
     return StartingPoint(

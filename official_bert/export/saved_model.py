@@ -7,10 +7,10 @@ import tf_keras
 from official.core import task_factory
 from official.nlp.configs import bert
 
-import tfrecords
 from official_bert import checkpoints, configuration
+from official_bert.input import kept_casing
 from official_bert.pretraining_task import LargeBatchPretrainConfig
-from tfrecords import files
+from tfrecords import files, schema
 from tfrecords.errors import UserError
 
 INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
@@ -66,9 +66,9 @@ def export(model_dir: str, output_dir: str) -> str:
     """Writes `output_dir/encoder`, a SavedModel of the newest checkpoint's encoder.
 
     The pooler is the trained one, of the next-sentence head. Optimizer slots stay behind. The
-    vocabulary lies in the SavedModel's assets where the run's shards are still there, as
-    `assets/vocab.txt`, with `do_lower_case` as a variable beside it (TF Hub's convention:
-    `.resolved_object.vocab_file` and `.do_lower_case`).
+    vocabulary that the run keeps lies in the SavedModel's assets, as `assets/vocab.txt`, with
+    `do_lower_case` as a variable beside it (TF Hub's convention: `.resolved_object.vocab_file` and
+    `.do_lower_case`).
 
     Args:
       model_dir: a pretraining run.
@@ -89,11 +89,11 @@ def export(model_dir: str, output_dir: str) -> str:
     checkpoints.restore_model(prefix, pretrainer)
     checkpoints.restore_encoder(prefix, pretrainer.encoder_network)
     encoder = hub_encoder(pretrainer.encoder_network)
-    vocabulary = os.path.join(config.train_data.input_path, "vocab.txt")
-    if config.train_data.input_path and tf.io.gfile.exists(vocabulary):
-        manifest = tfrecords.Manifest.load(config.train_data.input_path)
+    vocabulary = os.path.join(model_dir, schema.VOCABULARY_FILE)
+    lower_case = kept_casing(model_dir)
+    if tf.io.gfile.exists(vocabulary) and lower_case is not None:
         encoder.vocab_file = tf.saved_model.Asset(vocabulary)
-        encoder.do_lower_case = tf.Variable(manifest.lower_case, trainable=False)
+        encoder.do_lower_case = tf.Variable(lower_case, trainable=False)
     tf.io.gfile.makedirs(output_dir)
     with files.atomic_path(path) as temporary:
         encoder.save(temporary, include_optimizer=False, save_format="tf")
