@@ -17,13 +17,14 @@ from collections.abc import Iterable, Sequence
 
 from absl import flags
 
-from tfrecords import command, pipeline, schema, stages, text_flags
+from tfrecords import command, hashing, pipeline, schema, stages, text_flags
 from tfrecords.errors import UserError
+from tfrecords.manifest import Manifest
 from tfrecords.vocabulary import Vocabulary
 
 _MIN_SEQ_LENGTH = 16
 # What a sort key of `tfrecords.masking` has bits for.
-_MAX_SEQ_LENGTH = 1 << 16
+_MAX_SEQ_LENGTH = hashing.MAX_PLACES
 _DUPE_FACTORS = {schema.STORED: 5, schema.DYNAMIC: 1}
 
 FLAGS = flags.FlagValues()
@@ -169,6 +170,11 @@ def body(flag_values: flags.FlagValues) -> None:
         num_processes=flag_values.num_processes,
         strict=flag_values.strict,
     )
+    report(manifest)
+
+
+def report(manifest: Manifest) -> None:
+    """Prints what a build wrote."""
     for seq_length in manifest.seq_lengths:
         for split in manifest.sequences[seq_length].splits:
             print(

@@ -8,8 +8,9 @@ import tensorflow as tf
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
-# The low bits of a sort key: enough for any row, so that its order does not depend on its padding.
-PLACE_BITS = np.uint64(0xFFFF)
+# A sort key is a non-negative int32: its low bits are a place, its high ones random.
+_PLACE_BITS = 12
+MAX_PLACES = 1 << _PLACE_BITS
 
 
 def _splitmix64(state: np.ndarray) -> np.ndarray:
@@ -52,14 +53,25 @@ def below(bits: np.ndarray, bound: Any) -> np.ndarray:
 
 
 def order_keys(bits: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Sort keys: the high bits random, the low ones the place, so that equal bits keep order."""
-    return (bits & ~PLACE_BITS) | places.astype(np.uint64)
+    """Sort keys that put places in random order, no two of them equal: int32, non-negative.
+
+    Args:
+        bits: uint64, random.
+        places: integers below `MAX_PLACES`, which broadcast with `bits`.
+    """
+    high = (bits >> np.uint64(33 + _PLACE_BITS)).astype(np.int32)
+    return (high << _PLACE_BITS) | places.astype(np.int32)
+
+
+def places_of(keys: np.ndarray) -> np.ndarray:
+    """The places that `order_keys` was given."""
+    return keys & (MAX_PLACES - 1)
 
 
 def order_keys_tensor(bits: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
     """`order_keys` as operations of TensorFlow."""
-    high = tf.bitwise.bitwise_and(bits, tf.constant(~PLACE_BITS))
-    return tf.bitwise.bitwise_or(high, tf.cast(places, tf.uint64))
+    high = tf.bitwise.right_shift(bits, tf.constant(33 + _PLACE_BITS, tf.uint64))
+    return tf.cast(high, tf.int32) * MAX_PLACES + tf.cast(places, tf.int32)
 
 
 def uniform_tensor(bits: tf.Tensor) -> tf.Tensor:

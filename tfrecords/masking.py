@@ -157,9 +157,9 @@ def choose(
     heads = np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
     bits = hashing.mix(example_ids[:, None], ORDER, columns[None, :])
     keys = hashing.order_keys(np.take_along_axis(bits, heads, 1), columns)
-    keys[~maskable] = np.uint64(0xFFFFFFFFFFFFFFFF)
+    keys[~maskable] = np.iinfo(np.int32).max
     keys.sort(axis=1)
-    order = (keys & hashing.PLACE_BITS).astype(np.int64)
+    order = hashing.places_of(keys)
 
     words = np.take_along_axis(starts, np.minimum(order, length - 1), 1)
     words &= columns < num_tokens[:, None]

@@ -1,5 +1,6 @@
 """Runs the stages of a build in any number of processes, from nothing or from where it stopped."""
 
+import collections
 import concurrent.futures
 import concurrent.futures.process
 import contextlib
@@ -11,12 +12,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from tfrecords import command, corpus, files, schema, sentences, sharding, stages, writer
+from tfrecords import command, corpus, files, schema, sentences, sharding, stages, totals, writer
 from tfrecords.errors import UserError
-from tfrecords.manifest import FORMAT_VERSION, Manifest, Sequences, Shard, SplitCounts
+from tfrecords.manifest import Manifest
 from tfrecords.vocabulary import Vocabulary
 
 LOCK_FILE = ".build.lock"
@@ -24,6 +24,10 @@ LOCK_FILE = ".build.lock"
 _WORK_FORMAT = 2
 _TASK_BYTES = 8 << 20
 _PARTITION_BYTES = 32 << 20
+
+# Runs the stages of a plan; returns the totals of stage 2, nested, and what stage 4 returned for
+# each of its tasks, in their order.
+Execute = Callable[[stages.Plan], tuple[Mapping[str, Any], Mapping[stages.ShardTask, Any]]]
 
 
 def build(
@@ -50,19 +54,35 @@ def build(
             build; nothing on disk has changed then.
     """
     plan, identity = make_plan(input_patterns, vocabulary, output_dir, options, strict)
+    return carry_out(plan, identity, lambda plan: _Run(plan, num_processes).run())
+
+
+def carry_out(plan: stages.Plan, identity: dict[str, Any], execute: Execute) -> Manifest:
+    """Does what is left to do of a plan.
+
+    Args:
+        plan: as `make_plan` gives it.
+        identity: as `make_plan` gives it.
+        execute: runs the stages; `UnfitTextError` takes back what it left.
+
+    Raises:
+        UserError: the text is too short, or the folder holds another build; nothing on disk has
+            changed then.
+    """
+    output_dir = plan.output_dir
     is_new = not tf.io.gfile.exists(output_dir)
     _check_folder(plan, identity)
     files.make_folder(output_dir)
     try:
         with files.lock(os.path.join(output_dir, LOCK_FILE)):
-            return _build(plan, identity, num_processes)
-    except _TooLittleTextError:
+            return _build(plan, identity, execute)
+    except UnfitTextError:
         if is_new and not tf.io.gfile.listdir(output_dir):
             tf.io.gfile.rmtree(output_dir)
         raise
 
 
-def _build(plan: stages.Plan, identity: dict[str, Any], num_processes: int) -> Manifest:
+def _build(plan: stages.Plan, identity: dict[str, Any], execute: Execute) -> Manifest:
     finished = _check_folder(plan, identity)
     if finished is not None and _is_intact(finished):
         _discard_work(plan)
@@ -71,14 +91,20 @@ def _build(plan: stages.Plan, identity: dict[str, Any], num_processes: int) -> M
     if finished is not None:
         _remember_shards(plan, finished)
     try:
-        return _Run(plan, identity, num_processes).run()
-    except _TooLittleTextError:
+        counts, shards = execute(plan)
+    except UnfitTextError:
         _discard_work(plan)
         raise
+    manifest = totals.manifest_of(plan, identity, counts, shards)
+    files.write_bytes(manifest.vocabulary_file, plan.vocabulary.content)
+    manifest.save()
+    _discard_work(plan)
+    files.remove_partial(plan.output_dir)
+    return manifest
 
 
-class _TooLittleTextError(UserError):
-    """What the options ask for cannot be had from this text, which only stage 2 can tell."""
+class UnfitTextError(UserError):
+    """What the options ask for cannot be had from this text, which only the stages can tell."""
 
 
 def make_plan(
@@ -263,13 +289,12 @@ def _call(stage: str, task: Any) -> Any:
 class _Run:
     """The stages one after the other, each remembered once it is complete."""
 
-    def __init__(self, plan: stages.Plan, identity: dict[str, Any], num_processes: int) -> None:
+    def __init__(self, plan: stages.Plan, num_processes: int) -> None:
         self._plan = plan
-        self._identity = identity
         self._num_processes = num_processes
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
-    def run(self) -> Manifest:
+    def run(self) -> tuple[dict[str, Any], dict[stages.ShardTask, dict[str, Any]]]:
         plan = self._plan
         with self._workers():
             self._stage("documents", stages.documents_tasks(plan), lambda _: {})
@@ -281,7 +306,7 @@ class _Run:
             self._forget("pairs")
             tasks = stages.shard_tasks(plan)
             shards = self._each("shards", tasks)
-        return self._finish(pairs, dict(zip(tasks, shards, strict=True)))
+        return pairs, dict(zip(tasks, shards, strict=True))
 
     @contextlib.contextmanager
     def _workers(self) -> Iterator[None]:
@@ -334,108 +359,15 @@ class _Run:
             tf.io.gfile.rmtree(folder)
 
     def _sum_pairs(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        options, tasks = self._plan.options, stages.pairs_tasks(self._plan)
-        first = [
-            result
-            for task, result in zip(tasks, results, strict=True)
-            if task.duplicate == 0 and task.seq_length == options.seq_lengths[0]
-        ]
-
-        def of_length(length: int, split: str, name: str) -> list[Any]:
-            return [
-                result[split][name]
-                for task, result in zip(tasks, results, strict=True)
-                if task.seq_length == length
-            ]
-
-        return {
-            "documents": {
-                split: sum(result[split]["documents"] for result in first)
-                if split in options.splits
-                else 0
-                for split in schema.SPLITS
-            },
-            "duplicate_documents": sum(result["duplicate_documents"] for result in first),
-            "alone": {
-                split: sum(result[split]["alone"] for result in first) for split in options.splits
-            },
-            "examples": {
-                f"{length}": {
-                    split: np.sum(of_length(length, split, "examples"), axis=0).tolist()
-                    for split in options.splits
-                }
-                for length in options.seq_lengths
-            },
-            "random_next": {
-                f"{length}": {
-                    split: sum(of_length(length, split, "random_next")) for split in options.splits
-                }
-                for length in options.seq_lengths
-            },
-        }
+        sums: collections.Counter[totals.Key] = collections.Counter()
+        for task, result in zip(stages.pairs_tasks(self._plan), results, strict=True):
+            for key, count in totals.terms(self._plan.options, task, result):
+                sums[key] += count
+        return totals.nested(self._plan, sums)
 
     def _check_counts(self, pairs: Mapping[str, Any]) -> None:
-        options = self._plan.options
-        problem = None
-        for length, splits in pairs["examples"].items():
-            count = sum(splits[schema.TRAIN])
-            if count < options.num_shards:
-                problem = (
-                    f"the text gives {count} training examples of length {length}, fewer than "
-                    f"--num_shards {options.num_shards}; give more text or fewer shards"
-                )
-            if not sum(splits.get(schema.EVAL, [1])):
-                problem = (
-                    f"--eval_fraction {options.eval_fraction} holds out nothing of "
-                    f"{sum(pairs['documents'].values())} documents; give a larger one, or 0"
-                )
-        if problem is not None:
-            raise _TooLittleTextError(problem)
-
-    def _finish(
-        self, pairs: Mapping[str, Any], shards: Mapping[stages.ShardTask, dict[str, Any]]
-    ) -> Manifest:
-        plan, options = self._plan, self._plan.options
-
-        def split_counts(seq_length: int, split: str) -> SplitCounts:
-            return SplitCounts(
-                shards=tuple(
-                    Shard(**shard)
-                    for task, shard in shards.items()
-                    if (task.seq_length, task.split) == (seq_length, split)
-                ),
-                random_next=pairs["random_next"][f"{seq_length}"][split],
-            )
-
-        manifest = Manifest(
-            directory=plan.output_dir,
-            format_version=FORMAT_VERSION,
-            records=options.records,
-            feature_names=schema.V2,
-            compression=options.compression,
-            next_sentence=options.next_sentence,
-            masked_lm_prob=options.masked_lm_prob,
-            whole_word_mask=options.whole_word_mask,
-            vocabulary_sha256=plan.vocabulary.sha256,
-            vocab_size=len(plan.vocabulary),
-            lower_case=options.lower_case,
-            identity=self._identity,
-            documents=pairs["documents"],
-            duplicate_documents=pairs["duplicate_documents"],
-            one_document_buckets=pairs["alone"],
-            sequences={
-                seq_length: Sequences(
-                    max_predictions_per_seq=options.max_predictions(seq_length),
-                    splits={split: split_counts(seq_length, split) for split in options.splits},
-                )
-                for seq_length in options.seq_lengths
-            },
-        )
-        files.write_bytes(manifest.vocabulary_file, plan.vocabulary.content)
-        manifest.save()
-        _discard_work(plan)
-        files.remove_partial(plan.output_dir)
-        return manifest
+        if problem := totals.problem_in(self._plan.options, pairs):
+            raise UnfitTextError(problem)
 
 
 _DESCRIPTIONS = {

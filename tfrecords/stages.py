@@ -149,6 +149,12 @@ class ShardTask:
     seq_length: int
     shard: int
 
+    def file(self, options: Options) -> str:
+        """The name of its file."""
+        return schema.shard_name(
+            self.split, self.seq_length, self.shard, options.num_shards, options.compression
+        )
+
 
 class Tasks:
     """The stages, bound to a plan."""
@@ -170,18 +176,20 @@ class Tasks:
         return {}
 
     def _documents(self, index: int, reader: corpus.Reader) -> tuple[list[bytes], dict[str, Any]]:
-        parts = [
-            self._tokenize(chunk, reader.documents(chunk)) for chunk in self._plan.chunks[index]
-        ]
+        groups = self.bucketed(self._plan.chunks[index], reader)
+        return [documents.pack() for documents in groups], {}
+
+    def bucketed(
+        self, chunks: Sequence[corpus.Chunk], reader: corpus.Reader
+    ) -> Iterator[Documents]:
+        """The documents of a group of chunks: those of each bucket in turn."""
+        parts = [self._tokenize(chunk, reader.documents(chunk)) for chunk in chunks]
         whole = Documents.concatenate(parts)
         # Documents with the same content must meet in a bucket to be found.
         keys = whole.content_hashes() if self._options.deduplicate else whole.keys
         bucket = sharding.buckets(self._options.seed, keys, self._plan.num_buckets)
-        groups = [
-            whole.select(np.flatnonzero(bucket == number)).pack()
-            for number in range(self._plan.num_buckets)
-        ]
-        return groups, {}
+        for number in range(self._plan.num_buckets):
+            yield whole.select(np.flatnonzero(bucket == number))
 
     def _tokenize(self, chunk: corpus.Chunk, texts: list[list[str]]) -> Documents:
         ids, lengths = self._tokenizer.encode([line for text in texts for line in text])
@@ -203,16 +211,30 @@ class Tasks:
         return _once(path, lambda: self._pairs(task))
 
     def _pairs(self, task: PairsTask) -> tuple[list[bytes], dict[str, Any]]:
-        options = self._options
         stored = [
             spill.read(os.path.join(self._plan.folder("documents"), f"{index:05d}"), task.bucket)
             for index in range(len(self._plan.chunks))
         ]
+        return self.paired(task, *self.gathered(stored))
+
+    def gathered(self, stored: Sequence[bytes]) -> tuple[Documents, int]:
+        """The documents of a bucket, in the order of the corpus, and the number left out."""
         found = Documents.unpack(stored)
-        whole = found.select(found.first_of_equals()) if options.deduplicate else found
+        whole = found.select(found.first_of_equals()) if self._options.deduplicate else found
+        return whole, len(found) - len(whole)
+
+    def paired(
+        self, task: PairsTask, whole: Documents, left_out: int
+    ) -> tuple[list[bytes], dict[str, Any]]:
+        """The rows of a bucket, as `gathered` gives it.
+
+        Returns:
+            The packed rows of each partition, split by split, and what the task counts.
+        """
+        options = self._options
         held_out = sharding.is_eval(options.seed, whole.keys, options.eval_fraction)
         groups: list[bytes] = []
-        counts: dict[str, Any] = {"duplicate_documents": len(found) - len(whole)}
+        counts: dict[str, Any] = {"duplicate_documents": left_out}
         for split in options.splits:
             own = held_out if split == schema.EVAL else ~held_out
             if split == schema.EVAL and task.duplicate > 0:
@@ -267,29 +289,39 @@ class Tasks:
             for source in pairs_tasks(self._plan)
             if source.seq_length == task.seq_length
         ]
+        return [pairs.pack() for pairs in self.dealt(task.first_rank, stored)], {}
+
+    def dealt(self, first_rank: int, stored: Sequence[bytes]) -> Iterator[Pairs]:
+        """A partition's rows, ranked: those of each shard in turn."""
         pairs = Pairs.unpack(stored)
         by_rank = np.argsort(pairs.example_ids, kind="stable")
-        shard = (task.first_rank + np.arange(len(pairs))) % self._options.num_shards
-        groups = [
-            pairs.select(by_rank[shard == number]).pack()
-            for number in range(self._options.num_shards)
-        ]
-        return groups, {}
+        shard = (first_rank + np.arange(len(pairs))) % self._options.num_shards
+        for number in range(self._options.num_shards):
+            yield pairs.select(by_rank[shard == number])
 
     def shards(self, task: ShardTask) -> dict[str, Any]:
-        """Stage 4: writes a shard; skips one that is there with the hash it was written with."""
+        """Stage 4: writes a shard."""
+        stem = os.path.join(self._plan.folder("shuffled"), f"{task.split}-seq{task.seq_length}")
+        sources = (f"{stem}-{partition:05d}" for partition in range(self._plan.num_partitions))
+        return self.shard(task, (spill.read(source, task.shard) for source in sources))
+
+    def shard(self, task: ShardTask, stored: Iterable[bytes]) -> dict[str, Any]:
+        """Writes a shard; skips one that is there with the hash it was written with.
+
+        Args:
+            task: which one.
+            stored: its packed rows, partition by partition.
+        """
         options = self._options
-        name = schema.shard_name(
-            task.split, task.seq_length, task.shard, options.num_shards, options.compression
-        )
+        name = task.file(options)
         path = os.path.join(self._plan.output_dir, name)
         shard = recorded_shard(self._plan, name)
         if shard is None or not writer.is_intact(self._plan.output_dir, shard):
-            shard = writer.write_shard(path, self._records(task), options.compression)
+            shard = writer.write_shard(path, self._records(task, stored), options.compression)
             record_shard(self._plan, shard)
         return dataclasses.asdict(shard)
 
-    def _records(self, task: ShardTask) -> Iterator[list[bytes]]:
+    def _records(self, task: ShardTask, stored: Iterable[bytes]) -> Iterator[list[bytes]]:
         options, vocabulary = self._options, self._plan.vocabulary
         masking = Masking.of(
             vocabulary,
@@ -297,10 +329,8 @@ class Tasks:
             max_predictions_per_seq=options.max_predictions(task.seq_length),
             whole_word=options.whole_word_mask,
         )
-        for partition in range(self._plan.num_partitions):
-            source = f"{task.split}-seq{task.seq_length}-{partition:05d}"
-            stored = spill.read(os.path.join(self._plan.folder("shuffled"), source), task.shard)
-            for block in Pairs.unpack([stored]).blocks(_BLOCK_ROWS):
+        for group in stored:
+            for block in Pairs.unpack([group]).blocks(_BLOCK_ROWS):
                 if options.records == schema.DYNAMIC:
                     yield encoding.serialize_unmasked(block, vocabulary=vocabulary)
                 else:

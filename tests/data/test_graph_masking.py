@@ -37,10 +37,10 @@ def check(expected: masking.Masked, found: graph_masking.MaskedBatch) -> None:
     assert [found.input_word_ids.dtype, found.weights.dtype] == [tf.int32, tf.float32]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 999),
-    length=st.sampled_from([16, 64, 128]),
+    length=st.sampled_from([16, 128, 300]),
     whole_word=st.booleans(),
     # From texts of short words to texts of words too long for any budget.
     continuing=st.sampled_from([0.0, 0.3, 0.9, 0.99]),
