@@ -1,5 +1,6 @@
 # Two commands for a fresh clone: `make demo` and `make test`. Both set up .venv by themselves.
-# `make test-backends` tests the optimizers on JAX and PyTorch, in environments of their own.
+# `make test-backends` tests the optimizers on JAX and PyTorch, in environments of their own;
+# `make test-beam` tests the build of shards on Apache Beam, in another.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -15,7 +16,7 @@ CORPUS ?=
 SQUAD_TRAIN ?=
 SQUAD_DEV ?=
 
-.PHONY: demo test test-backends lint format clean
+.PHONY: demo test test-backends test-beam lint format clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m official_bert.demo --work_dir='$(DEMO_DIR)' --corpus='$(CORPUS)' \
@@ -32,6 +33,9 @@ test-backends: $(BACKENDS:%=.venv-%/.installed)
 			--confcutdir=tests/backends tests/backends; \
 	done
 
+test-beam: .venv-beam/.installed
+	@.venv-beam/bin/python -m pytest -q tests/beam
+
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -42,7 +46,7 @@ format: $(INSTALLED)
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(BACKENDS:%=.venv-%) $(DEMO_DIR) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BACKENDS:%=.venv-%) .venv-beam $(DEMO_DIR) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamp is written last, so an interrupted installation is begun again.
 $(INSTALLED): constraints.txt pyproject.toml
@@ -64,4 +68,13 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@$(PYTHON) -m venv .venv-$*
 	@.venv-$*/bin/python -m pip install $(QUIET_PIP) --constraint constraints-backends.txt \
 		--editable . $(PACKAGES) pytest
+	@touch $@
+
+.venv-beam/.installed: constraints-beam.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 \
+	or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "setting up .venv-beam (once; about 2 minutes and 3 GB)"
+	@$(PYTHON) -m venv .venv-beam
+	@.venv-beam/bin/python -m pip install $(QUIET_PIP) --constraint constraints-beam.txt \
+		--editable '.[beam]' hypothesis pytest
 	@touch $@

@@ -23,6 +23,9 @@ LOCK_FILE = ".build.lock"
 # Raised when the intermediate files change: those of another version are no part of a build.
 _WORK_FORMAT = 2
 _TASK_BYTES = 8 << 20
+# A small corpus is cut finer, so that the processes end together.
+_LEAST_TASK_BYTES = 1 << 20
+_LEAST_TASKS = 64
 _PARTITION_BYTES = 32 << 20
 
 # Runs the stages of a plan; returns the totals of stage 2, nested, and what stage 4 returned for
@@ -137,11 +140,17 @@ def make_plan(
         output_dir=output_dir,
         options=options,
         vocabulary=vocabulary,
-        chunks=stages.group_chunks((chunk for scan in scans for chunk in scan.chunks), _TASK_BYTES),
+        chunks=stages.group_chunks(
+            (chunk for scan in scans for chunk in scan.chunks), _task_bytes(num_bytes)
+        ),
         num_buckets=num_buckets,
         num_partitions=-(-num_bytes * options.dupe_factor // _PARTITION_BYTES),
     )
     return plan, json.loads(json.dumps(identity))
+
+
+def _task_bytes(num_bytes: int) -> int:
+    return min(_TASK_BYTES, max(_LEAST_TASK_BYTES, num_bytes // _LEAST_TASKS))
 
 
 def _scan(input_patterns: str, text_format: corpus.TextFormat, strict: bool) -> list[corpus.Scan]:
@@ -149,7 +158,7 @@ def _scan(input_patterns: str, text_format: corpus.TextFormat, strict: bool) -> 
     total = sum(corpus.stored_bytes(file) for file in text_files)
     with command.progress(total=total, desc="scanning text", unit="B", unit_scale=True) as bar:
         scans = [
-            corpus.scan(file, text_format, _TASK_BYTES, strict=strict, advance=bar.update)
+            corpus.scan(file, text_format, _task_bytes(total), strict=strict, advance=bar.update)
             for file in text_files
         ]
     if not sum(scan.num_documents for scan in scans):

@@ -354,9 +354,9 @@ def test_foreign_shards_are_refused(
     [
         (["--input=/nowhere/*.txt"], "--input '/nowhere/*.txt' matches no file; give"),
         (["--vocab_file=/nowhere/vocab.txt"], "no vocabulary at /nowhere/vocab.txt; train one"),
-        (["--seq_lengths=128,x"], "--seq_lengths has 'x'; expected integers, 16 to 65536"),
-        (["--seq_lengths=8"], "--seq_lengths has '8'; expected integers, 16 to 65536"),
-        (["--seq_lengths=70000"], "--seq_lengths has '70000'; expected integers, 16 to 65536"),
+        (["--seq_lengths=128,x"], "--seq_lengths has 'x'; expected integers, 16 to 4096"),
+        (["--seq_lengths=8"], "--seq_lengths has '8'; expected integers, 16 to 4096"),
+        (["--seq_lengths=70000"], "--seq_lengths has '70000'; expected integers, 16 to 4096"),
         (["--max_predictions_per_seq=9,65"], "has '65'; expected integers, 1 to 64"),
         (["--seq_lengths=32,32"], "give each length once"),
         (["--max_predictions_per_seq=5"], "has 1 numbers for 2 --seq_lengths"),
