@@ -8,7 +8,9 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,6 +58,8 @@ def build(
         UserError: the corpus is missing, malformed, empty or too short, or the folder holds another
             build; nothing on disk has changed then.
     """
+    if num_processes > 1:
+        _prepare_workers()
     plan, identity = make_plan(input_patterns, vocabulary, output_dir, options, strict)
     return carry_out(plan, identity, lambda plan: _Run(plan, num_processes).run())
 
@@ -285,10 +289,28 @@ def _discard_work(plan: stages.Plan) -> None:
 _tasks: stages.Tasks | None = None
 
 
+def _prepare_workers() -> None:
+    """Lets a server begin to import what workers need: once, and while the text is scanned.
+
+    TensorFlow takes seconds to import. The server does nothing else, so it is safe to fork.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload([stages.__name__])
+    multiprocessing.forkserver.ensure_running()
+
+
 def _start_worker(plan: stages.Plan) -> None:
     global _tasks
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     tf.config.set_visible_devices([], "GPU")
     _tasks = stages.Tasks(plan)
+
+
+def _end_with_parent() -> None:
+    """Ends a worker whose parent was killed: it would wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _call(stage: str, task: Any) -> Any:
@@ -324,7 +346,7 @@ class _Run:
             return
         with concurrent.futures.ProcessPoolExecutor(
             self._num_processes,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=multiprocessing.get_context("forkserver"),
             initializer=_start_worker,
             initargs=(self._plan,),
         ) as self._pool:

@@ -198,6 +198,20 @@ def test_a_killed_build_resumes(
     assert set(kept) == set(finished) - {damaged}
 
 
+def test_workers_end_with_a_killed_parent(
+    corpus_dir: pathlib.Path, vocab_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    arguments = build_arguments(corpus_dir, vocab_file, tmp_path / "shards")
+    # Reading their common output comes to its end once the last of them is gone.
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, "documents.json", "1", *arguments, "--num_processes=2"],
+        capture_output=True,
+        timeout=120,
+    )
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert build.main(arguments) == 0
+
+
 class Stopped(BaseException):
     """Stands for a process's end, at more moments than there is time to start processes for."""
 
