@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands there."""
+"""What the README shows runs as it stands there; what documents name exists."""
 
 import pathlib
 import re
@@ -10,6 +10,22 @@ import official_bert.configuration
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks/README.md",
+]
+
+
+def named(pattern: str) -> list[tuple[str, str]]:
+    """What matches in each document, with the document's path."""
+    return sorted(
+        {
+            (str(path.relative_to(ROOT)), found)
+            for path in DOCUMENTS
+            for found in re.findall(pattern, path.read_text(encoding="utf-8"))
+        }
+    )
 
 
 def test_the_keras_example_compiles_a_model_that_learns() -> None:
@@ -22,10 +38,10 @@ def test_the_keras_example_compiles_a_model_that_learns() -> None:
     assert model.optimizer is optimizer and int(optimizer.iterations) == 2
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
-def test_links_into_the_tree_exist(target: str) -> None:
+@pytest.mark.parametrize(("document", "target"), named(r"\]\(([^)#]+)\)"))
+def test_links_into_the_tree_exist(document: str, target: str) -> None:
     if not target.startswith("https://"):
-        assert (ROOT / target).exists()
+        assert ((ROOT / document).parent / target).exists()
 
 
 @pytest.mark.parametrize("recipe", sorted(set(re.findall(r"=(\w+\.yaml)", README))))
@@ -33,7 +49,7 @@ def test_recipes_are_packaged(recipe: str) -> None:
     assert pathlib.Path(official_bert.configuration.find_config(recipe)).is_file()
 
 
-@pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m ([\w.]+)", README))))
-def test_commands_exist(module: str) -> None:
+@pytest.mark.parametrize(("document", "module"), named(r"python -m ([\w.]+)"))
+def test_commands_exist(document: str, module: str) -> None:
     path = ROOT / module.replace(".", "/")
     assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()

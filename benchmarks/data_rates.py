@@ -1,0 +1,173 @@
+"""What lies in the rows: masks, pairs and fill, of Model Garden's script and of our builds.
+
+    python -m benchmarks.data_rates --output=benchmarks/results/data_rates
+
+All of them read the same text with the same vocabulary, mask whole words and have room for as many
+predictions. Model Garden's script keeps the algorithm of google-research/bert.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from benchmarks import data_process, data_text, machine
+from benchmarks.data_contenders import (
+    CONTENDERS,
+    DYNAMIC,
+    MAX_PREDICTIONS,
+    MODEL_GARDEN,
+    SEQ_LENGTHS,
+    STORED,
+    Job,
+)
+from tfrecords import command, inspect, schema
+from tfrecords.manifest import Manifest
+from tfrecords.vocabulary import Vocabulary
+
+FLAGS = flags.FlagValues()
+data_text.define_flags(FLAGS)
+flags.DEFINE_float("megabytes", 2.0, "How much of the text.", lower_bound=0.06, flag_values=FLAGS)
+flags.DEFINE_string("output", None, "Writes OUTPUT.json.", flag_values=FLAGS)
+
+_MAKERS = (MODEL_GARDEN, STORED, DYNAMIC)
+_ALL_ROWS = 10**9
+_PERCENT = {
+    "masked": "masked, of what may be",
+    "shown_as_mask": "of those: [MASK]",
+    "shown_as_original": "the token itself",
+    "shown_as_another": "another token",
+    "random_next": "random next",
+    "fill": "fill",
+    "under_half_full": "rows under half full",
+}
+
+
+def body(flag_values: flags.FlagValues) -> None:
+    """Builds, counts, prints tables and writes the JSON file."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = report(flag_values, pathlib.Path(folder))
+    print(markdown(figures))
+    if flag_values.output is not None:
+        pathlib.Path(f"{flag_values.output}.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def report(flag_values: flags.FlagValues, work_dir: pathlib.Path) -> dict[str, Any]:
+    """Builds everything; the figures as they go into the JSON file."""
+    text = data_text.prepare(flag_values.input, flag_values.vocab_file, work_dir)
+    (content,) = text.parts(1, 1e6 * flag_values.megabytes)
+    text_file = work_dir / "text.txt"
+    text_file.write_bytes(content)
+    vocab_file = str(pathlib.Path(text.vocab_file).absolute())
+    rows: list[dict[str, Any]] = []
+    problems = {}
+    for maker in _MAKERS:
+        output_dir = work_dir / maker.replace(" ", "-")
+        output_dir.mkdir()
+        job = Job(
+            texts=[str(text_file)],
+            vocab_file=vocab_file,
+            output_dir=str(output_dir),
+            cores=1,
+            environments={},
+        )
+        print(f"  {maker}", file=sys.stderr, flush=True)
+        try:
+            for step in CONTENDERS[maker].steps(job):
+                data_process.run(step)
+        except data_process.FailedError as error:
+            problems[maker] = str(error)
+            continue
+        for seq_length in SEQ_LENGTHS:
+            found = counted(read(output_dir, seq_length), Vocabulary.load(vocab_file))
+            rows.append({"maker": maker, "seq_length": seq_length, **found})
+    return {
+        **machine.heading("benchmarks.data_rates"),
+        "versions": machine.versions(("tensorflow", "tf-models-official", "tf-lans")),
+        "text": {"source": text.source, "bytes": len(content)},
+        "makers": {maker: CONTENDERS[maker].makes for maker in _MAKERS},
+        "max_predictions_per_seq": MAX_PREDICTIONS,
+        "rows": rows,
+        "not_measured": problems,
+    }
+
+
+def read(output_dir: pathlib.Path, seq_length: int) -> Mapping[str, np.ndarray]:
+    """The rows of our shards, or of the files of Model Garden's script."""
+    shards = output_dir / "shards"
+    if shards.is_dir():
+        return inspect.read_rows(Manifest.load(shards), schema.TRAIN, seq_length, _ALL_ROWS)
+    features = {
+        feature.name: tf.io.FixedLenFeature(
+            [feature.size], tf.float32 if feature.dtype == "float32" else tf.int64
+        )
+        for feature in schema.features(seq_length, MAX_PREDICTIONS[seq_length])
+    }
+    paths = sorted(map(str, output_dir.glob(f"*-seq{seq_length}-*.tfrecord")))
+    records = list(tf.data.TFRecordDataset(paths).as_numpy_iterator())
+    parsed = tf.io.parse_example(tf.constant(records), features)
+    return {name: each.numpy() for name, each in parsed.items()}
+
+
+def counted(rows: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> dict[str, Any]:
+    """`tfrecords.inspect.rates`, and the masks of rows that are full."""
+    masks = (rows[schema.MASKED_LM_WEIGHTS] > 0).sum(axis=1)
+    is_full = rows[schema.INPUT_MASK].all(axis=1)
+    found = dataclasses.asdict(inspect.rates(rows, vocabulary))
+    return {
+        **{
+            name: float(value) if isinstance(value, np.floating) else value
+            for name, value in found.items()
+        },
+        "full_rows": float(is_full.mean()),
+        "masks_per_full_row": float(masks[is_full].mean()) if is_full.any() else None,
+    }
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """A table for each length, a column for each maker."""
+    tables = []
+    for seq_length in figures["max_predictions_per_seq"]:
+        rows = [row for row in figures["rows"] if row["seq_length"] == int(seq_length)]
+        lines = [
+            [f"length {seq_length}", *(row["maker"] for row in rows)],
+            ["---", *("---:" for _ in rows)],
+            ["rows", *(f"{row['rows']:,}" for row in rows)],
+        ]
+        lines += [
+            [title, *(f"{100 * row[name]:.2f} %" for row in rows)]
+            for name, title in _PERCENT.items()
+        ]
+        lines += [
+            ["full rows", *(f"{100 * row['full_rows']:.2f} %" for row in rows)],
+            ["masks in a full row, mean", *(_mean(row["masks_per_full_row"]) for row in rows)],
+            [
+                "tokens: least, deciles, most",
+                *(" ".join(map(str, row["length_deciles"])) for row in rows),
+            ],
+        ]
+        tables.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    tables += [f"not measured: {name}: {why}" for name, why in figures["not_measured"].items()]
+    return "\n\n".join(tables)
+
+
+def _mean(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; see the module's docstring."""
+    return command.run(body, FLAGS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
