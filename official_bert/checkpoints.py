@@ -61,7 +61,7 @@ def restore_encoder(path: str, encoder: tf_keras.Model) -> str:
     """Restores the encoder's weights from a pretraining checkpoint.
 
     The encoder's pooler is filled from the trained pooler of the next-sentence head, the one
-    that pretraining moved.
+    that pretraining moved; where there is no such head it stays as it was initialised.
 
     Args:
       path: a model_dir or a checkpoint prefix.

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -90,13 +90,19 @@ def read_saved(model_dir: str) -> dict[str, Any]:
     return _read_yaml(path)
 
 
-def check_same_run(params: base_config.Config, model_dir: str, sections: Sequence[str]) -> None:
+def check_same_run(
+    params: base_config.Config,
+    model_dir: str,
+    sections: Sequence[str],
+    but: Collection[str] = (),
+) -> None:
     """Refuses a `model_dir` that was begun with another model, data set or optimizer.
 
     Args:
       params: the config of the run about to start.
       model_dir: its folder; nothing is checked where it holds no `params.yaml` yet.
       sections: dotted names of the parts that must be the same.
+      but: dotted names of fields in them that may change.
 
     Raises:
       UserError: naming the first field that differs, and both values.
@@ -107,6 +113,8 @@ def check_same_run(params: base_config.Config, model_dir: str, sections: Sequenc
     for section in sections:
         old, new = _at(before, section), _at(now, section)
         for name, was, wanted in _differences(old, new, section):
+            if name in but:
+                continue
             raise UserError(
                 f"{model_dir} holds a different experiment: {name} was {was!r}, now {wanted!r}; "
                 "choose another --model_dir, or restore the old value to continue that run"

@@ -17,6 +17,7 @@ from official.nlp.tasks import masked_lm
 import tfrecords
 from official_bert import checkpoints
 from official_bert.input import PretrainDataConfig, PretrainDataLoader
+from tfrecords.errors import UserError
 
 Tensors = Mapping[str, tf.Tensor]
 
@@ -123,13 +124,32 @@ def losses_and_accuracies(
 
 
 def with_heads_of_data(
-    params: config_definitions.ExperimentConfig,
+    params: config_definitions.ExperimentConfig, mode: str
 ) -> config_definitions.ExperimentConfig:
-    """The config without a next-sentence head where the training shards have no labels for one."""
+    """The config without a next-sentence head where the shards have no labels for one.
+
+    Args:
+      params: the config.
+      mode: `train`, `eval` or `train_and_eval`: whose shards are looked at.
+
+    Raises:
+      UserError: training shards have labels and those of the evaluation none, or the other way.
+    """
     task = params.task
-    if not isinstance(task, LargeBatchPretrainConfig) or not task.train_data.input_path:
+    if not isinstance(task, LargeBatchPretrainConfig):
         return params
-    if tfrecords.Manifest.load(task.train_data.input_path).next_sentence:
+    folders = {
+        part: data.input_path
+        for part, data in (("train", task.train_data), ("eval", task.validation_data))
+        if part in mode and data.input_path
+    }
+    labelled = {part: tfrecords.Manifest.load(path).next_sentence for part, path in folders.items()}
+    if len(set(labelled.values())) > 1:
+        raise UserError(
+            f"{folders['train']} and {folders['eval']} differ: one has next-sentence labels and "
+            "the other none; expected shards of one kind for train_data and validation_data"
+        )
+    if all(labelled.values()):
         return params
     heads = [head for head in task.model.cls_heads if head.name != "next_sentence"]
     unlabelled = {"use_next_sentence_label": False}

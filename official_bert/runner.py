@@ -31,6 +31,8 @@ from tfrecords.errors import UserError
 MODES = ("train", "eval", "train_and_eval")
 
 # The parts of a config that make a run what it is: another value is another experiment.
+# A run that damage has stopped may go on without the damaged records.
+_CHANGEABLE = ("task.train_data.on_corrupt", "task.train_data.corrupt_budget")
 _IDENTITY = ("task.model", "task.train_data", "task.init_checkpoint", "trainer.optimizer_config")
 
 
@@ -72,7 +74,7 @@ def run(
     if mode not in MODES:
         raise UserError(f"--mode is {mode!r}; expected one of {', '.join(MODES)}")
     _check_numbers(params, mode)
-    params = _completed(params)
+    params = _completed(params, mode)
     check_model_dir(params, model_dir, mode)
     performance.set_mixed_precision_policy(params.runtime.mixed_precision_dtype or "float32")
     strategy = devices.build_strategy(params.runtime)
@@ -100,16 +102,16 @@ def check_model_dir(
     Raises:
       UserError: naming the first field that differs.
     """
-    params = _completed(params)
+    params = _completed(params, mode)
     sections = _IDENTITY if "train" in mode else ("task.model",)
-    configuration.check_same_run(params, model_dir, sections)
+    configuration.check_same_run(params, model_dir, sections, but=_CHANGEABLE)
 
 
 def _completed(
-    params: config_definitions.ExperimentConfig,
+    params: config_definitions.ExperimentConfig, mode: str
 ) -> config_definitions.ExperimentConfig:
     """The config with what follows from the rest of it written out, as the run records it."""
-    return with_heads_of_data(optimization.with_schedule_length(params))
+    return with_heads_of_data(optimization.with_schedule_length(params), mode)
 
 
 class _Run:

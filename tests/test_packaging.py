@@ -20,13 +20,15 @@ def test_console_scripts_explain_themselves(
     assert "--" in capsys.readouterr().out
 
 
-def test_every_requirement_is_pinned() -> None:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+@pytest.mark.parametrize(
+    ("constraints", "extras"),
+    [("constraints.txt", ("data", "bert", "dev")), ("constraints-beam.txt", ("data", "beam"))],
+)
+def test_every_requirement_is_pinned(constraints: str, extras: tuple[str, ...]) -> None:
+    lines = (ROOT / constraints).read_text().splitlines()
     pins = {re.split("==", line)[0].lower().replace("_", "-") for line in lines if "==" in line}
     requirements = PROJECT["dependencies"] + [
-        requirement
-        for extra in ("data", "bert", "dev")
-        for requirement in PROJECT["optional-dependencies"][extra]
+        requirement for extra in extras for requirement in PROJECT["optional-dependencies"][extra]
     ]
     names = {re.split(r"[<>=\[ ]", requirement)[0].lower() for requirement in requirements}
     missing = {name.replace("_", "-") for name in names} - pins - {"tf-lans"}

@@ -30,7 +30,8 @@ from tfrecords.corpus import Chunk, TextFile
 from tfrecords.errors import UserError
 from tfrecords.pipeline import UnfitTextError
 
-_CHUNKS, _TOTALS, _PROBLEM = "chunks", "beam-totals.json", "problem"
+_CHUNKS, _TOTALS = "chunks", "beam-totals.json"
+_PROBLEM, _IS_UNFIT = "problem", "is_unfit"
 _LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner")
 _TERMS, _PROBLEMS = "terms", "problems"
 
@@ -89,7 +90,7 @@ def execute(
         raise _missing(where)
     counts = json.loads(files.read_bytes(where))
     if problem := counts[_PROBLEM]:
-        raise UnfitTextError(problem)
+        raise (UnfitTextError if counts[_IS_UNFIT] else UserError)(problem)
     return counts, {task: _written(plan, task) for task in stages.shard_tasks(plan)}
 
 
@@ -185,7 +186,7 @@ class _Totals(_Stage):
     ) -> Iterator[dict[str, Any]]:
         counts = totals.nested(self._plan, dict(terms))
         problem = min(problems, default=None) or totals.problem_in(self._plan.options, counts)
-        counts[_PROBLEM] = problem
+        counts |= {_PROBLEM: problem, _IS_UNFIT: not problems}
         files.write_text(_path(self._plan, _TOTALS), json.dumps(counts))
         yield counts
 

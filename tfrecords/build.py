@@ -134,10 +134,13 @@ def options_from(flag_values: flags.FlagValues) -> stages.Options:
                 "--seq_lengths; give one for each"
             )
     pairs = sorted(zip(lengths, predictions, strict=True))
+    dupe_factor = flag_values.dupe_factor
+    if dupe_factor is None:
+        dupe_factor = _DUPE_FACTORS[flag_values.records]
     derived = {
         "seq_lengths": tuple(length for length, _ in pairs),
         "max_predictions_per_seq": tuple(count for _, count in pairs),
-        "dupe_factor": flag_values.dupe_factor or _DUPE_FACTORS[flag_values.records],
+        "dupe_factor": dupe_factor,
         "short_seq_prob": short,
         "next_sentence": next_sentence,
         "compression": schema.GZIP if flag_values.gzip else "",

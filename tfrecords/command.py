@@ -44,8 +44,8 @@ def run(
 
     Returns:
         The exit code: 0; 2 for bad flags, a `UserError` or a file that cannot be read or written
-        (one ``error: ...`` line on standard error, no traceback); 130 after Ctrl-C. Any other
-        exception is a defect and passes through.
+        (one ``error: ...`` line on standard error, no traceback), also where TensorFlow's file
+        systems say so; 130 after Ctrl-C. Any other exception is a defect and passes through.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if any(argument in ("--help", "-h", "-help") for argument in arguments):
@@ -56,6 +56,10 @@ def run(
         _parse(flag_values, arguments)
         body(flag_values)
     except (UserError, OSError) as error:
+        return _report(error)
+    except Exception as error:
+        if not _is_of_file_system(error):
+            raise
         return _report(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -71,6 +75,22 @@ def _parse(flag_values: flags.FlagValues, arguments: list[str]) -> None:
         raise UserError(f"{error}; see --help") from error
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; every option is a --flag; see --help")
+
+
+def _is_of_file_system(error: Exception) -> bool:
+    """Whether TensorFlow's file systems raised it: no such scheme, no credentials, no such file."""
+    if "tensorflow" not in sys.modules:  # which takes seconds to import
+        return False
+    errors = sys.modules["tensorflow"].errors
+    return isinstance(
+        error,
+        (
+            errors.UnimplementedError,
+            errors.PermissionDeniedError,
+            errors.UnauthenticatedError,
+            errors.NotFoundError,
+        ),
+    )
 
 
 def _report(error: Exception) -> int:

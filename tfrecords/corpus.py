@@ -84,14 +84,19 @@ class Scan:
     replaced: Replaced
 
 
-def find(patterns: str) -> list[TextFile]:
+def find(patterns: str, leave_out: str | None = None) -> list[TextFile]:
     """Resolves a comma-separated list of files, folders and globs, in the order of their paths.
 
     A folder stands for all files in it and below, without those whose names, or whose folders'
     names, begin with a dot. A folder that a glob matches is left out.
 
+    Args:
+        patterns: files, folders and globs.
+        leave_out: a folder none of whose files is meant: what is written may lie below what is
+            read.
+
     Raises:
-        UserError: a pattern matches no file.
+        UserError: a pattern matches no file, or files lie on several file systems.
 
     Example:
         >>> [file.key for file in find("corpus/a/*.txt,corpus/b.txt")]
@@ -99,7 +104,7 @@ def find(patterns: str) -> list[TextFile]:
     """
     paths: set[str] = set()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        found = _matches(pattern)
+        found = [path for path in _matches(pattern) if not _is_below(path, leave_out)]
         if not found:
             raise UserError(
                 f"--input {pattern!r} matches no file; give existing files, folders or quoted "
@@ -108,14 +113,25 @@ def find(patterns: str) -> list[TextFile]:
         paths.update(found)
     if not paths:
         raise UserError("--input is empty; give files, folders or quoted globs, with commas")
-    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(paths) > 1 else None
-    return [
-        TextFile(
-            path=path,
-            key=(os.path.basename(path) if root is None else path[len(root) :].lstrip("/")),
+    systems = {path.partition("://")[0] if "://" in path else "" for path in paths}
+    if len(systems) > 1:
+        raise UserError(
+            f"--input has files of {len(systems)} file systems, {min(paths)} and {max(paths)}; "
+            "expected one: copy the text to one place"
         )
+    folders = [os.path.dirname(path.partition("://")[2] or path) for path in paths]
+    root = os.path.commonpath(folders)
+    return [
+        TextFile(path=path, key=os.path.relpath(path.partition("://")[2] or path, root))
         for path in sorted(paths)
     ]
+
+
+def _is_below(path: str, folder: str | None) -> bool:
+    if folder is None:
+        return False
+    folder = folder.rstrip("/") if "://" in folder else os.path.abspath(folder)
+    return path.startswith(f"{folder}/")
 
 
 def _matches(pattern: str) -> list[str]:
@@ -245,6 +261,11 @@ class Reader(contextlib.AbstractContextManager["Reader"]):
                 self._path = path
             self._stream.seek(chunk.begin)
             content = self._stream.read(chunk.end - chunk.begin)
+        if len(content) < chunk.end - chunk.begin:
+            raise UserError(
+                f"{path} is shorter than it was when it was scanned; leave the text as it is while "
+                "it is read, and run the same command again"
+            )
         if chunk.begin == 0:
             content = content.removeprefix(_BYTE_ORDER_MARK)
         block = Block(content=content, line=chunk.line, offset=chunk.begin)

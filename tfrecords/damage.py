@@ -139,7 +139,10 @@ def salvage(content: bytes, num_records: int | None) -> tuple[list[bytes | None]
     lost = num_records - reach
     if lost:
         end = int(begins[-1] + lengths[-1]) + _FOOTER if reach else 0
-        reason = "its length fails its CRC" if reach < len(offsets) else "the file ends within it"
+        reason = "its length fails its CRC"
+        # A length that is sound, or not whole, leads beyond the file's end.
+        if reach == len(offsets) and (end + _HEADER > len(content) or _is_length_sound(data, end)):
+            reason = "the file ends within it"
         damages.append(Damage(record=reach, offset=end, reason=reason, count=lost))
     return records + [None] * lost, damages
 
@@ -175,6 +178,11 @@ def _walk(content: bytes, num_records: int | None) -> tuple[np.ndarray, np.ndarr
         lengths.append(length)
         at = following
     return np.array(offsets, np.int64), np.array(lengths, np.int64)
+
+
+def _is_length_sound(data: np.ndarray, begin: int) -> bool:
+    begins = np.array([begin])
+    return bool(_matches(data, begins, np.array([8]), begins + 8)[0])
 
 
 def _matches(

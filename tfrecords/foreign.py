@@ -17,7 +17,6 @@ _BATCH = 2048
 _BLOCK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 _RECORD_OVERHEAD = 16
-_V1, _V2 = "v1", "v2"
 _SCRIPTS = "create_pretraining_data.py of Model Garden, google-research/bert or NVIDIA"
 _WAY_OUT = "write it again or leave it out of --input"
 
@@ -38,7 +37,7 @@ class Layout:
 
     def stored_name(self, name: str) -> str:
         """What the file calls the feature `name` of the schema."""
-        return schema.V1_NAMES.get(name, name) if self.feature_names == _V1 else name
+        return schema.V1_NAMES.get(name, name) if self.feature_names == schema.V1 else name
 
     @property
     def features(self) -> dict[str, schema.Feature]:
@@ -100,7 +99,7 @@ def layout_of(path: str, record: bytes) -> Layout:
         return len(found[name].int64_list.value) if name in found else 0
 
     guess = Layout(
-        feature_names=_V1 if is_v1 else _V2,
+        feature_names=schema.V1 if is_v1 else schema.V2,
         seq_length=size(schema.V1_NAMES[schema.INPUT_WORD_IDS] if is_v1 else schema.INPUT_WORD_IDS),
         max_predictions_per_seq=size(schema.MASKED_LM_POSITIONS),
     )

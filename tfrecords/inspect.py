@@ -184,7 +184,9 @@ def body(flag_values: flags.FlagValues) -> None:
     manifest = Manifest.load(flag_values.input_dir)
     vocabulary = Vocabulary.load(manifest.vocabulary_file)
     manifest.check_vocabulary(vocabulary)
-    seq_length = flag_values.seq_length or manifest.seq_lengths[0]
+    seq_length = flag_values.seq_length
+    if seq_length is None:
+        seq_length = manifest.seq_lengths[0]
     rows = read_rows(manifest, flag_values.split, seq_length, flag_values.num_rows)
     for number in range(min(flag_values.num_examples, len(rows[schema.INPUT_MASK]))):
         print(f"{as_text(rows, number, vocabulary)}\n")

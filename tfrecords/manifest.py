@@ -168,7 +168,8 @@ class Manifest:
     @property
     def remedy(self) -> str:
         """What helps against damaged or missing shards."""
-        return "adopt them again" if "adopted" in self.identity else "build again"
+        is_adopted = "adopted" in self.identity
+        return "write and adopt the shards again" if is_adopted else "build the shards again"
 
     @property
     def vocabulary_file(self) -> str:
@@ -210,7 +211,11 @@ class Manifest:
         return os.path.join(self.directory, shard.file)
 
     def check_shards(
-        self, split: str, seq_length: int, numbers: Iterable[int] | None = None
+        self,
+        split: str,
+        seq_length: int,
+        numbers: Iterable[int] | None = None,
+        tolerant: bool = False,
     ) -> None:
         """Checks that shards of a split are there, each with its size and its first bytes.
 
@@ -218,40 +223,41 @@ class Manifest:
             split: the split.
             seq_length: the length.
             numbers: of the shards to check, from 0; None means all.
+            tolerant: whether to let a shard pass whose records are damaged, or cut off.
 
         Raises:
-            UserError: one is missing, or another file is in its place.
+            UserError: one is missing or damaged, or another file is in its place.
         """
         shards = self.shards(split, seq_length)
         chosen = shards if numbers is None else [shards[number] for number in numbers]
         # Side by side, since each costs a round trip where the folder is remote.
         with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
-            for problem in pool.map(self._problem, chosen):
+            for problem in pool.map(lambda shard: self._problem(shard, tolerant), chosen):
                 if problem is not None:
                     raise UserError(problem)
 
-    def _problem(self, shard: Shard) -> str | None:
+    def _problem(self, shard: Shard, tolerant: bool) -> str | None:
         path = self.path(shard)
         if not tf.io.gfile.exists(path):
             return f"{path} is missing, though the manifest lists it; {self.remedy}"
         size = tf.io.gfile.stat(path).length
-        if size != shard.bytes:
-            return (
-                f"{path} has {size} bytes, the manifest says {shard.bytes}; it is damaged or "
-                f"of another build; {self.remedy}"
+        if size == shard.bytes and files.sha256(path, HEAD_BYTES) == shard.head_sha256:
+            return None
+        content = damage.decompressed(files.read_bytes(path), self.compression)
+        damages = damage.salvage(content, shard.examples)[1]
+        if damages and tolerant:
+            return None
+        if damages:
+            first = damages[0]
+            reason = (
+                f"is damaged: record {first.record} at byte offset {first.offset}, {first.reason}"
             )
-        head = files.sha256(path, HEAD_BYTES)
-        if head != shard.head_sha256 and not self._is_damaged(shard):
-            return (
-                f"{path} begins with other bytes (sha256 {head[:12]}) than the manifest says "
-                f"({shard.head_sha256[:12]}); it is of another build; {self.remedy}"
-            )
-        return None
-
-    def _is_damaged(self, shard: Shard) -> bool:
-        """Whether records fail their CRC: then reading says which, or skips them."""
-        content = damage.decompressed(files.read_bytes(self.path(shard)), self.compression)
-        return bool(damage.salvage(content, shard.examples)[1])
+        else:
+            reason = "holds sound records of another build"
+        return (
+            f"{path} has {size} bytes, the manifest says {shard.bytes}, or begins with others; it "
+            f"{reason}; {self.remedy}"
+        )
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Checks that `vocabulary` is the one the shards were written with.

@@ -30,6 +30,7 @@ _LEAST_TASK_BYTES = 1 << 20
 _LEAST_TASKS = 64
 _PARTITION_BYTES = 32 << 20
 
+Results = Iterator[tuple[Any, dict[str, Any]]]
 # Runs the stages of a plan; returns the totals of stage 2, nested, and what stage 4 returned for
 # each of its tasks, in their order.
 Execute = Callable[[stages.Plan], tuple[Mapping[str, Any], Mapping[stages.ShardTask, Any]]]
@@ -126,7 +127,7 @@ def make_plan(
     Returns:
         The plan, and the identity: a dict that determines the bytes of the shards.
     """
-    scans = _scan(input_patterns, options.text_format, strict)
+    scans = _scan(input_patterns, output_dir, options.text_format, strict)
     num_bytes = sum(scan.num_bytes for scan in scans)
     digest = hashlib.sha256()
     for scan in scans:
@@ -157,8 +158,10 @@ def _task_bytes(num_bytes: int) -> int:
     return min(_TASK_BYTES, max(_LEAST_TASK_BYTES, num_bytes // _LEAST_TASKS))
 
 
-def _scan(input_patterns: str, text_format: corpus.TextFormat, strict: bool) -> list[corpus.Scan]:
-    text_files = corpus.find(input_patterns)
+def _scan(
+    input_patterns: str, output_dir: str, text_format: corpus.TextFormat, strict: bool
+) -> list[corpus.Scan]:
+    text_files = corpus.find(input_patterns, leave_out=output_dir)
     total = sum(corpus.stored_bytes(file) for file in text_files)
     with command.progress(total=total, desc="scanning text", unit="B", unit_scale=True) as bar:
         scans = [
@@ -195,7 +198,7 @@ def _check_folder(plan: stages.Plan, identity: Mapping[str, Any]) -> Manifest | 
         stored = json.loads(files.read_bytes(path))
         _check_same(folder, "an unfinished build", stored, _work_identity(identity))
         return None
-    foreign = [name for name in tf.io.gfile.listdir(folder) if name.endswith(".tfrecord")]
+    foreign = [name for name in tf.io.gfile.listdir(folder) if name.endswith(schema.SHARD_SUFFIXES)]
     if foreign:
         raise UserError(
             f"{folder} holds {len(foreign)} TFRecord files without a {schema.MANIFEST_FILE}, such "
@@ -328,16 +331,16 @@ class _Run:
     def run(self) -> tuple[dict[str, Any], dict[stages.ShardTask, dict[str, Any]]]:
         plan = self._plan
         with self._workers():
-            self._stage("documents", stages.documents_tasks(plan), lambda _: {})
+            self._stage("documents", stages.documents_tasks(plan), _nothing)
             pairs = self._stage("pairs", stages.pairs_tasks(plan), self._sum_pairs)
             self._check_counts(pairs)
             self._forget("documents")
             shuffle = stages.shuffle_tasks(plan, pairs["examples"])
-            self._stage("shuffled", shuffle, lambda _: {})
+            self._stage("shuffled", shuffle, _nothing)
             self._forget("pairs")
             tasks = stages.shard_tasks(plan)
-            shards = self._each("shards", tasks)
-        return pairs, dict(zip(tasks, shards, strict=True))
+            shards = dict(self._each("shards", tasks))
+        return pairs, {task: shards[task] for task in tasks}
 
     @contextlib.contextmanager
     def _workers(self) -> Iterator[None]:
@@ -362,36 +365,35 @@ class _Run:
                 raise
 
     def _stage(
-        self, name: str, tasks: Sequence[Any], reduce: Callable[[list[Any]], dict[str, Any]]
+        self, name: str, tasks: Sequence[Any], reduce: Callable[[Results], dict[str, Any]]
     ) -> dict[str, Any]:
         path = _state_path(self._plan, name)
         if not tf.io.gfile.exists(path):
             files.write_text(path, json.dumps(reduce(self._each(name, tasks))))
         return json.loads(files.read_bytes(path))
 
-    def _each(self, stage: str, tasks: Sequence[Any]) -> list[Any]:
+    def _each(self, stage: str, tasks: Sequence[Any]) -> Results:
+        """The tasks with their results, in the order in which they end; none is kept here."""
         description = _DESCRIPTIONS[stage]
         if self._pool is None:
             call = getattr(stages.Tasks(self._plan), stage)
-            return [call(task) for task in command.progress(tasks, desc=description, unit="task")]
-        futures = [self._pool.submit(_call, stage, task) for task in tasks]
-        for future in command.progress(
-            concurrent.futures.as_completed(futures),
-            total=len(futures),
-            desc=description,
-            unit="task",
-        ):
-            future.result()
-        return [future.result() for future in futures]
+            for task in command.progress(tasks, desc=description, unit="task"):
+                yield task, call(task)
+            return
+        waiting = {self._pool.submit(_call, stage, task): task for task in tasks}
+        with command.progress(total=len(waiting), desc=description, unit="task") as bar:
+            for future in concurrent.futures.as_completed(list(waiting)):
+                yield waiting.pop(future), future.result()
+                bar.update()
 
     def _forget(self, stage: str) -> None:
         folder = self._plan.folder(stage)
         if tf.io.gfile.isdir(folder):
             tf.io.gfile.rmtree(folder)
 
-    def _sum_pairs(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _sum_pairs(self, results: Results) -> dict[str, Any]:
         sums: collections.Counter[totals.Key] = collections.Counter()
-        for task, result in zip(stages.pairs_tasks(self._plan), results, strict=True):
+        for task, result in results:
             for key, count in totals.terms(self._plan.options, task, result):
                 sums[key] += count
         return totals.nested(self._plan, sums)
@@ -401,9 +403,14 @@ class _Run:
             raise UnfitTextError(problem)
 
 
+def _nothing(results: Results) -> dict[str, Any]:
+    collections.deque(results, maxlen=0)
+    return {}
+
+
 _DESCRIPTIONS = {
     "documents": "tokenising",
-    "pairs": "pairing segments",
+    "pairs": "making rows",
     "shuffled": "shuffling",
     "shards": "writing shards",
 }

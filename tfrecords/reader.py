@@ -102,7 +102,7 @@ def read(
     sharding.check_workers(len(shards), num_workers, worker_index)
     batch_size = sharding.check_batch(global_batch_size, num_workers)
     owned = sharding.worker_shards(len(shards), num_workers, worker_index)
-    manifest.check_shards(split, seq_length, owned)
+    manifest.check_shards(split, seq_length, owned, tolerant=on_corrupt == SKIP)
     choice = decoding.MaskingChoice(
         masked_lm_prob=masked_lm_prob,
         max_predictions_per_seq=max_predictions_per_seq,
@@ -165,6 +165,7 @@ class _Reading:
             compression=manifest.compression,
             filler=decoder.filler,
             budget=budget,
+            remedy=manifest.remedy,
         )
         self._counts = [shards[number].examples for number in self._shards]
 
@@ -222,7 +223,9 @@ class _Loader:
         compression: str,
         filler: bytes,
         budget: int | None,
+        remedy: str,
     ) -> None:
+        self._remedy = remedy
         self._paths = paths
         self._counts = counts
         self._compression = compression
@@ -271,14 +274,16 @@ class _Loader:
             if found.count > 1:
                 line += f", and the {found.count - 1} records after it are lost"
             if self._budget is None:
-                raise UserError(f"{line}; build it again, or read with on_corrupt='skip'")
+                raise UserError(
+                    f"{line}; {self._remedy}, or read with on_corrupt='skip' and a corrupt_budget"
+                )
             fresh = (number, found.record) not in self._skipped
             self._skipped[number, found.record] = found.count
             total = sum(self._skipped.values())
             if total > self._budget:
                 raise UserError(
                     f"{line}; that makes {total}, more than the corrupt_budget of {self._budget}; "
-                    "build it again"
+                    f"{self._remedy}, or raise it"
                 )
             if fresh:
                 logging.warning("%s; skipped, %d of at most %d", line, total, self._budget)

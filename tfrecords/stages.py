@@ -1,10 +1,10 @@
 """The four stages of a build, as tasks that any process may run.
 
 1. documents: a chunk of text is tokenised and grouped by bucket, the hash of a document's key.
-2. pairs: a bucket's documents, for one length and duplicate, become segment pairs grouped by
-   partition, a slice of the range of example ids.
-3. shuffled: a partition's pairs are ranked by id and grouped by shard, rank modulo shards.
-4. shards: a shard's pairs, already in the order of their rank, are masked, serialised and written.
+2. pairs: a bucket's documents, for one length and duplicate, become rows (segment pairs, or packed
+   text) grouped by partition, a slice of the range of example ids.
+3. shuffled: a partition's rows are ranked by id and grouped by shard, rank modulo shards.
+4. shards: a shard's rows, already in the order of their rank, are masked, serialised and written.
 
 A task's result is a function of the plan and the task, appears atomically, and is skipped when it
 is there: so the bytes are the same for any number of processes, and a killed build resumes. What a
@@ -193,7 +193,7 @@ class Tasks:
 
     def _tokenize(self, chunk: corpus.Chunk, texts: list[list[str]]) -> Documents:
         ids, lengths = self._tokenizer.encode([line for text in texts for line in text])
-        dtype = np.uint16 if len(self._plan.vocabulary) <= 1 << 16 else np.int32
+        dtype = schema.dynamic_dtype(len(self._plan.vocabulary))
         owner = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
         counts = np.bincount(owner[lengths > 0], minlength=len(texts))
         ordinals = chunk.first_ordinal + np.arange(len(texts))
@@ -206,7 +206,7 @@ class Tasks:
         )
 
     def pairs(self, task: PairsTask) -> dict[str, Any]:
-        """Stage 2: pairs the segments of a bucket."""
+        """Stage 2: makes the rows of a bucket."""
         path = os.path.join(self._plan.folder("pairs"), task.name)
         return _once(path, lambda: self._pairs(task))
 
@@ -277,7 +277,7 @@ class Tasks:
         )
 
     def shuffled(self, task: ShuffleTask) -> dict[str, Any]:
-        """Stage 3: ranks a partition's pairs and deals them out to shards."""
+        """Stage 3: ranks a partition's rows and deals them out to shards."""
         path = os.path.join(self._plan.folder("shuffled"), task.name)
         return _once(path, lambda: self._shuffled(task))
 

@@ -21,8 +21,6 @@ from tfrecords.errors import UserError
 from tfrecords.manifest import Manifest, Shard
 from tfrecords.vocabulary import Vocabulary
 
-_SUFFIXES = (schema.SHARD_SUFFIX, schema.SHARD_SUFFIX + schema.GZIP_SUFFIX)
-
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
     "input_dir", None, "The folder that tfrecords.build or tfrecords.adopt wrote.", required=True,
@@ -79,7 +77,7 @@ def unlisted_problems(manifest: Manifest) -> Iterator[str]:
     """The shards that lie in the folder, but which the manifest does not know."""
     listed = {shard.file for shard in _shards(manifest)}
     for name in sorted(tf.io.gfile.listdir(manifest.directory)):
-        if name.endswith(_SUFFIXES) and name not in listed:
+        if name.endswith(schema.SHARD_SUFFIXES) and name not in listed:
             yield f"{os.path.join(manifest.directory, name)} is not in the manifest"
 
 
@@ -103,11 +101,9 @@ def body(flag_values: flags.FlagValues) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        is_adopted = "adopted" in manifest.identity
-        again = "write and adopt the shards again" if is_adopted else "build the shards again"
         raise UserError(
-            f"{len(problems)} problems in {manifest.directory}, listed above; {again}, or read "
-            "past damaged records with on_corrupt='skip'"
+            f"{len(problems)} problems in {manifest.directory}, listed above; {manifest.remedy}, "
+            "or read past damaged records with on_corrupt='skip' and a corrupt_budget"
         )
     examples = sum(shard.examples for shard in shards)
     print(f"{len(shards)} shards with {examples:,} examples are as the manifest says")

@@ -4,6 +4,7 @@ import os
 
 import tensorflow as tf
 import tf_keras
+from absl import logging
 from official.core import task_factory
 from official.nlp.configs import bert
 
@@ -65,7 +66,8 @@ def hub_encoder(encoder_network: tf_keras.Model, seq_length: int | None = None) 
 def export(model_dir: str, output_dir: str) -> str:
     """Writes `output_dir/encoder`, a SavedModel of the newest checkpoint's encoder.
 
-    The pooler is the trained one, of the next-sentence head. Optimizer slots stay behind. The
+    The pooler is the trained one, of the next-sentence head; a run without that head has none, and
+    a warning says that `pooled_output` is untrained. Optimizer slots stay behind. The
     vocabulary that the run keeps lies in the SavedModel's assets, as `assets/vocab.txt`, with
     `do_lower_case` as a variable beside it (TF Hub's convention: `.resolved_object.vocab_file` and
     `.do_lower_case`).
@@ -88,6 +90,12 @@ def export(model_dir: str, output_dir: str) -> str:
     pretrainer = task_factory.get_task(config).build_model()
     checkpoints.restore_model(prefix, pretrainer)
     checkpoints.restore_encoder(prefix, pretrainer.encoder_network)
+    if not config.model.cls_heads:
+        logging.warning(
+            "%s was trained without a next-sentence head: pooled_output is untrained; use "
+            "sequence_output, or finetune",
+            model_dir,
+        )
     encoder = hub_encoder(pretrainer.encoder_network)
     vocabulary = os.path.join(model_dir, schema.VOCABULARY_FILE)
     lower_case = kept_casing(model_dir)

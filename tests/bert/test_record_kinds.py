@@ -42,9 +42,11 @@ def run(packed, tiny, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def on(folder: pathlib.Path, tiny, **overrides):
-    return tiny(
-        task__train_data__input_path=folder, task__validation_data__input_path=folder, **overrides
-    )
+    paths = {
+        "task__train_data__input_path": folder,
+        "task__validation_data__input_path": folder,
+    }
+    return tiny(**(paths | overrides))
 
 
 def test_without_labels_there_is_no_head(run: pathlib.Path) -> None:
@@ -86,3 +88,29 @@ def test_masks_can_be_chosen_in_the_config(packed: pathlib.Path, tiny) -> None:
 def test_masks_of_stored_records_cannot(tiny) -> None:
     with pytest.raises(UserError, match="masked_lm_prob is 0.4"):
         preflight.check(tiny(task__train_data__masked_lm_prob=0.4), "train")
+
+
+def test_evaluation_needs_no_training_shards(run: pathlib.Path, packed: pathlib.Path, tiny) -> None:
+    params = on(packed, tiny, task__train_data__input_path="gone")
+    result = runner.run(params, str(run), "eval")
+    assert 0 < result.evaluation["masked_lm_accuracy"] < 1
+
+
+def test_training_and_evaluation_have_the_same_labels(
+    shards: pathlib.Path, packed: pathlib.Path, tiny, tmp_path: pathlib.Path
+) -> None:
+    params = tiny(task__train_data__input_path=shards, task__validation_data__input_path=packed)
+    with pytest.raises(UserError, match="one has next-sentence labels and the other none"):
+        runner.run(params, str(tmp_path))
+
+
+def test_a_run_that_damage_stopped_may_go_on_without_the_record(
+    run: pathlib.Path, packed: pathlib.Path, tiny
+) -> None:
+    skipping = {
+        "task__train_data__on_corrupt": "skip",
+        "task__train_data__corrupt_budget": 5,
+    }
+    runner.check_model_dir(on(packed, tiny, **skipping), str(run))
+    with pytest.raises(UserError, match="task.train_data.seed was 0, now 3"):
+        runner.check_model_dir(on(packed, tiny, task__train_data__seed=3, **skipping), str(run))

@@ -328,7 +328,7 @@ REFUSALS = {
     "no TFRecord file": (
         lambda place: (place / "in" / "0.txt").write_text("some text, more than a header takes"),
         (),
-        "0.txt: record 0 at byte offset 0 is damaged: the file ends within it; write it again or "
+        "0.txt: record 0 at byte offset 0 is damaged: its length fails its CRC; write it again or "
         "leave it out of --input; is it a TFRecord file?",
     ),
     "no example": (

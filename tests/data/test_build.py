@@ -199,7 +199,7 @@ def test_a_killed_build_resumes(
 
 
 def test_workers_end_with_a_killed_parent(
-    corpus_dir: pathlib.Path, vocab_file: pathlib.Path, tmp_path: pathlib.Path
+    corpus_dir: pathlib.Path, vocab_file: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     arguments = build_arguments(corpus_dir, vocab_file, tmp_path / "shards")
     # Reading their common output comes to its end once the last of them is gone.
@@ -209,7 +209,8 @@ def test_workers_end_with_a_killed_parent(
         timeout=120,
     )
     assert killed.returncode == -9, killed.stderr.decode()
-    assert build.main(arguments) == 0
+    assert build.main([*arguments, "--num_processes=2"]) == 0
+    assert contents(tmp_path / "shards") == contents(shards)
 
 
 class Stopped(BaseException):
@@ -351,16 +352,39 @@ def test_other_text_is_refused(
     assert contents(shards) == before
 
 
+@pytest.mark.parametrize("name", ["x.tfrecord", "x.tfrecord.gz"])
 def test_foreign_shards_are_refused(
     corpus_dir: pathlib.Path,
     vocab_file: pathlib.Path,
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture,
+    name: str,
 ) -> None:
-    (tmp_path / "x.tfrecord").write_text("someone's")
+    (tmp_path / name).write_text("someone's")
     assert build.main(build_arguments(corpus_dir, vocab_file, tmp_path)) == 2
-    assert "1 TFRecord files without a manifest.json, such as x.tfrecord" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["x.tfrecord"]
+    assert f"1 TFRecord files without a manifest.json, such as {name}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_what_is_written_below_the_text_is_not_read(
+    corpus_dir: pathlib.Path, vocab_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    shutil.copytree(corpus_dir, tmp_path / "in")
+    folder = tmp_path / "in" / "shards"
+    flags = [*build_arguments(corpus_dir, vocab_file, folder), f"--input={tmp_path / 'in'}"]
+    assert build.main(flags) == 0
+    before = contents(folder)
+    assert build.main(flags) == 0
+    assert contents(folder) == before
+
+
+def test_a_file_system_that_is_not_there_is_one_line(
+    vocab_file: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    flags = build_arguments(tmp_path, vocab_file, tmp_path / "shards")
+    assert build.main([*flags, "--input=nosuch://bucket/text"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "nosuch" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

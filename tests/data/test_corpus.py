@@ -8,6 +8,7 @@ import sys
 from unittest import mock
 
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -382,6 +383,20 @@ def test_a_compressed_file_is_decompressed_once(
         for chunk in scan.chunks[len(scan.chunks) // 2 :]:
             assert reader.documents(chunk)[0] == [f"document {chunk.first_ordinal}"]
     assert decompressed == scan.num_bytes
+
+
+def test_keys_do_not_depend_on_the_file_system(tmp_path: pathlib.Path) -> None:
+    for name in ("a/1.txt", "a/2.txt", "b.txt"):
+        for root in (f"ram://keys{tmp_path}", str(tmp_path)):
+            tf.io.gfile.makedirs(f"{root}/{name}".rpartition("/")[0])
+            with tf.io.gfile.GFile(f"{root}/{name}", "w") as stream:
+                stream.write("text")
+    local = corpus.find(f"{tmp_path}/a,{tmp_path}/b.txt")
+    remote = corpus.find(f"ram://keys{tmp_path}/a,ram://keys{tmp_path}/b.txt")
+    assert [file.key for file in remote] == [file.key for file in local]
+    assert [file.key for file in local] == ["a/1.txt", "a/2.txt", "b.txt"]
+    with pytest.raises(UserError, match="files of 2 file systems"):
+        corpus.find(f"{tmp_path}/a,ram://keys{tmp_path}/b.txt")
 
 
 def test_find(tmp_path: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 import collections
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -158,6 +159,25 @@ def test_stored_masks_stay(shards: pathlib.Path, options: dict, message: str) ->
 def test_choices_out_of_range(dynamic: pathlib.Path, options: dict) -> None:
     with pytest.raises(UserError, match=f"{next(iter(options))} is "):
         one_pass(dynamic, **options)
+
+
+def test_a_damaged_record_is_a_row_of_zeros(dynamic: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    shutil.copytree(dynamic, tmp_path / "copy")
+    path = min((tmp_path / "copy").glob(f"train-seq{LENGTH}-*"))
+    content = bytearray(path.read_bytes())
+    content[14] ^= 1
+    path.write_bytes(content)
+    options = {"seq_length": LENGTH, "global_batch_size": 1, "training": False}
+    with pytest.raises(UserError, match=f"{path.name}.* record 0 at byte offset 0"):
+        tfrecords.read(tmp_path / "copy", **options)
+    skipping = tfrecords.read(
+        tmp_path / "copy", on_corrupt="skip", corrupt_budget=1, **options
+    ).take(3)
+    found, expected = list(skipping), list(tfrecords.read(dynamic, **options).take(3))
+    assert not any(np.asarray(values).any() for values in found[0].values())
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        for name in theirs:
+            np.testing.assert_array_equal(ours[name], theirs[name])
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(1000, "<u2"), (70_000, "<i4")])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.test_masking import make, rows
-from tfrecords import graph_masking, masking
+from tfrecords import graph_masking, hashing, masking
 
 NUM_ROWS = 24
 
@@ -52,6 +52,14 @@ def test_as_in_numpy(
 ) -> None:
     config = make(whole_word, most, prob)
     check(*both(config, *rows(NUM_ROWS, length, seed, continuing)))
+
+
+@pytest.mark.parametrize("length", [255, 256, 257, hashing.MAX_PLACES])
+def test_at_the_lengths_where_something_changes(length: int) -> None:
+    ids, maskable, example_ids = rows(3, length, 1)
+    ids[0] = np.where(ids[0] == 0, 11, ids[0])
+    ids[0, 0], ids[0, -1] = 2, 3
+    check(*both(make(True, 80), ids, ids >= 10, example_ids))
 
 
 def test_words_beyond_the_first_are_looked_at() -> None:

@@ -23,6 +23,8 @@ FIRST = len(SPECIAL)
 class Case:
     """Shards of `counts` examples read by `num_workers`, each killed after the steps `kills`."""
 
+    records: str
+    compression: str
     counts: list[int]
     num_workers: int
     batch_size: int
@@ -36,11 +38,15 @@ def cases(draw: st.DrawFn) -> Case:
     per_worker = draw(st.integers(1, 3))
     counts = draw(
         st.lists(
-            st.integers(1, 9), min_size=num_workers * per_worker, max_size=num_workers * per_worker
+            st.integers(0, 9), min_size=num_workers * per_worker, max_size=num_workers * per_worker
         )
     )
+    for worker in range(num_workers):
+        counts[worker] = max(1, counts[worker])
     smallest = min(sum(counts[worker::num_workers]) for worker in range(num_workers))
     return Case(
+        records=draw(st.sampled_from(schema.RECORDS)),
+        compression=draw(st.sampled_from(["", schema.GZIP])),
         counts=counts,
         num_workers=num_workers,
         batch_size=draw(st.integers(1, smallest)),
@@ -49,8 +55,9 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def write(folder: pathlib.Path, counts: list[int]) -> None:
+def write(folder: pathlib.Path, case: Case) -> None:
     """A folder of shards whose example number n is the row [CLS] n [SEP] n [SEP]."""
+    counts = case.counts
     words = tuple(f"w{number}" for number in range(sum(counts)))
     content = "\n".join(SPECIAL + words).encode()
     vocabulary = Vocabulary(tokens=SPECIAL + words, content=content)
@@ -68,17 +75,21 @@ def write(folder: pathlib.Path, counts: list[int]) -> None:
             random_next=np.zeros(len(own), np.uint8),
             example_ids=own.astype(np.uint64),
         )
-        path = folder / schema.shard_name("train", LENGTH, index, len(counts))
-        records = encoding.serialize(
-            pairs, seq_length=LENGTH, vocabulary=vocabulary, masking=masking
+        path = folder / schema.shard_name("train", LENGTH, index, len(counts), case.compression)
+        records = (
+            encoding.serialize_unmasked(pairs, vocabulary=vocabulary)
+            if case.records == schema.DYNAMIC
+            else encoding.serialize(
+                pairs, seq_length=LENGTH, vocabulary=vocabulary, masking=masking
+            )
         )
-        shards.append(writer.write_shard(str(path), [records]))
+        shards.append(writer.write_shard(str(path), [records], case.compression))
     manifest.Manifest(
         directory=str(folder),
         format_version=manifest.FORMAT_VERSION,
-        records=schema.STORED,
+        records=case.records,
         feature_names=schema.V2,
-        compression="",
+        compression=case.compression,
         next_sentence=True,
         masked_lm_prob=0.15,
         whole_word_mask=True,
@@ -117,12 +128,12 @@ def examples(batch: dict) -> list[int]:
     return (words - FIRST).tolist()
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(cases())
 def test_every_example_once_and_a_killed_reader_goes_on(case: Case) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        write(folder, case.counts)
+        write(folder, case)
         owned = [sum(case.counts[worker :: case.num_workers]) for worker in range(case.num_workers)]
         steps = max(2 * -(-max(owned) // case.batch_size), sum(case.kills) + 1)
         drawn: list[int] = []

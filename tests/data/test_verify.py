@@ -58,7 +58,7 @@ def test_a_flipped_bit_is_named_with_its_record(copy: pathlib.Path, capfd) -> No
     assert "has sha256" in out
     assert err == (
         f"error: 2 problems in {copy}, listed above; build the shards again, or read past damaged "
-        "records with on_corrupt='skip'\n"
+        "records with on_corrupt='skip' and a corrupt_budget\n"
     )
 
 
