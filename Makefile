@@ -48,13 +48,15 @@ format: $(INSTALLED)
 clean:
 	rm -rf $(VENV) $(BACKENDS:%=.venv-%) .venv-beam $(DEMO_DIR) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# The stamp is written last, so an interrupted installation is begun again.
+# The stamp is written last, so an interrupted installation is begun again. `--use-pep517`: some of
+# Model Garden's requirements have no wheels, and the old way to build them fails without `wheel`.
 $(INSTALLED): constraints.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 \
 	or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "setting up $(VENV) (once; about 2 minutes and 4 GB)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install $(QUIET_PIP) --constraint constraints.txt --editable '.[bert,dev]'
+	@$(BIN)/python -m pip install $(QUIET_PIP) --use-pep517 --constraint constraints.txt \
+		--editable '.[bert,dev]'
 	@touch $@
 
 # pip takes the GPU build of PyTorch, several GB; with
