@@ -279,7 +279,7 @@ def body(flag_values: flags.FlagValues) -> None:
     patterns = {"input": flag_values.input}
     if flag_values.eval_input is not None:
         patterns["eval_input"] = flag_values.eval_input
-    found = [_find(flag, pattern) for flag, pattern in patterns.items()]
+    found = [_find(flag, pattern, folder) for flag, pattern in patterns.items()]
     paths = dict(zip(schema.SPLITS, found, strict=False))
     shared = set(paths[schema.TRAIN]) & set(paths.get(schema.EVAL, ()))
     if shared:
@@ -315,11 +315,11 @@ def _has_capital(token: str) -> bool:
     return token not in SPECIAL_TOKENS and any("A" <= letter <= "Z" for letter in token)
 
 
-def _find(flag: str, patterns: str) -> list[str]:
+def _find(flag: str, patterns: str, folder: str) -> list[str]:
     # One by one, since files of different file systems share no folder.
     parts = [part for part in patterns.split(",") if part.strip()] or [patterns]
     try:
-        return sorted({file.path for part in parts for file in corpus.find(part)})
+        return sorted({file.path for part in parts for file in corpus.find(part, folder)})
     except UserError as error:
         raise UserError(str(error).replace("--input", f"--{flag}", 1)) from error
 

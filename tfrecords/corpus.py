@@ -96,7 +96,7 @@ def find(patterns: str, leave_out: str | None = None) -> list[TextFile]:
             read.
 
     Raises:
-        UserError: a pattern matches no file, or files lie on several file systems.
+        UserError: a pattern matches no file that is meant, or files lie on several file systems.
 
     Example:
         >>> [file.key for file in find("corpus/a/*.txt,corpus/b.txt")]
@@ -104,7 +104,13 @@ def find(patterns: str, leave_out: str | None = None) -> list[TextFile]:
     """
     paths: set[str] = set()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        found = [path for path in _matches(pattern) if not _is_below(path, leave_out)]
+        matches = _matches(pattern)
+        found = [path for path in matches if not _is_below(path, leave_out)]
+        if matches and not found:
+            raise UserError(
+                f"--input {pattern!r} matches only files in {leave_out}, which is written to; give "
+                "--output_dir a folder of its own"
+            )
         if not found:
             raise UserError(
                 f"--input {pattern!r} matches no file; give existing files, folders or quoted "

@@ -16,6 +16,7 @@ import numpy as np
 from tfrecords import schema
 
 _HEADER, _FOOTER = 12, 4
+RECORD_OVERHEAD = _HEADER + _FOOTER
 _PIECE = 1 << 16
 _GZIP_FORMAT = zlib.MAX_WBITS | 16
 
@@ -149,7 +150,7 @@ def salvage(content: bytes, num_records: int | None) -> tuple[list[bytes | None]
 
 def extent(records: list[bytes | None]) -> int:
     """The bytes that sound records take in a file, their lengths and checksums included."""
-    return sum(_HEADER + len(record) + _FOOTER for record in records if record is not None)
+    return sum(len(record) + RECORD_OVERHEAD for record in records if record is not None)
 
 
 def _up_to_error(stream: "zlib._Decompress", piece: bytes) -> list[bytes]:

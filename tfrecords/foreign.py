@@ -16,7 +16,6 @@ from tfrecords.vocabulary import CLS, Vocabulary
 _BATCH = 2048
 _BLOCK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
-_RECORD_OVERHEAD = 16
 _SCRIPTS = "create_pretraining_data.py of Model Garden, google-research/bert or NVIDIA"
 _WAY_OUT = "write it again or leave it out of --input"
 
@@ -215,7 +214,7 @@ def indexed(
         examples += len(records)
         random_next += int(rows[schema.NEXT_SENTENCE_LABELS].sum())
         if not compression:
-            read = int(tf.reduce_sum(tf.strings.length(records) + _RECORD_OVERHEAD))
+            read = int(tf.reduce_sum(tf.strings.length(records) + damage.RECORD_OVERHEAD))
             bar.update(read)
             done += read
     if compression:

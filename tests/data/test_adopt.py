@@ -489,10 +489,19 @@ def test_other_folders_are_kept(place: pathlib.Path, shards: pathlib.Path, capfd
     assert run(place / "in" / "*", place / "vocab.txt", shards) == 2
     assert "holds shards that tfrecords.build wrote" in capfd.readouterr().err
     assert state(shards) == before
+    before_in = {path.name for path in (place / "in").iterdir()}
     assert run(place / "in" / "*", place / "vocab.txt", place / "in") == 2
-    assert "in holds 0.tfrecord; give a new or empty folder" in capfd.readouterr().err
+    assert "give --output_dir a folder of its own" in capfd.readouterr().err
+    assert {path.name for path in (place / "in").iterdir()} == before_in
     assert run(place / "in" / "*", place / "vocab.txt", place / "vocab.txt") == 2
     assert "vocab.txt is a file" in capfd.readouterr().err
+
+
+def test_an_adoption_below_its_shards_can_be_run_again(place: pathlib.Path) -> None:
+    folder = place / "in" / "adopted"
+    for _ in range(2):
+        assert run(place / "in", place / "vocab.txt", folder) == 0
+    assert len(once(folder)) == 20
 
 
 def test_a_cased_vocabulary_is_pointed_out(place: pathlib.Path, capfd) -> None:
