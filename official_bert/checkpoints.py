@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 import tf_keras
+from absl import logging
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from tfrecords.errors import UserError
@@ -21,13 +22,44 @@ def latest(path: str) -> str:
     Raises:
       UserError: there is no checkpoint.
     """
-    prefix = tf.train.latest_checkpoint(path) if tf.io.gfile.isdir(path) else path
+    prefix = newest_whole(path) if tf.io.gfile.isdir(path) else path
     if prefix is None or not tf.io.gfile.exists(f"{prefix}.index"):
         raise UserError(
             f"no checkpoint at {path}; expected a model_dir with a finished save, or a prefix "
             "such as model_dir/ckpt-500"
         )
     return prefix
+
+
+def newest_whole(folder: str) -> str | None:
+    """The newest checkpoint of a folder that can be read to its end; None where there is none.
+
+    Every tensor is read, so that its checksum is verified. A checkpoint that is damaged,
+    truncated or half-written is named in a warning, and the one before it is tried.
+    """
+    state = tf.train.get_checkpoint_state(folder)
+    listed = list(state.all_model_checkpoint_paths) if state else []
+    for prefix in reversed(listed):
+        problem = _problem(prefix)
+        if problem is None:
+            return prefix
+        logging.warning("%s is damaged (%s); trying the checkpoint before it", prefix, problem)
+    if listed:
+        raise UserError(
+            f"none of the {len(listed)} checkpoints in {folder} can be read; restore one from a "
+            "copy, or start again in another --model_dir"
+        )
+    return None
+
+
+def _problem(prefix: str) -> str | None:
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        return " ".join(str(error).split())[:200]
+    return None
 
 
 def exists(model_dir: str) -> bool:

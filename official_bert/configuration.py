@@ -107,18 +107,35 @@ def check_same_run(
     Raises:
       UserError: naming the first field that differs, and both values.
     """
-    if not tf.io.gfile.exists(os.path.join(model_dir, PARAMS_FILE)):
-        return
-    before, now = read_saved(model_dir), _plain(params.as_dict())
-    for section in sections:
-        old, new = _at(before, section), _at(now, section)
-        for name, was, wanted in _differences(old, new, section):
-            if name in but:
-                continue
+    for name, was, wanted in differences(params, model_dir, sections):
+        if name not in but:
             raise UserError(
                 f"{model_dir} holds a different experiment: {name} was {was!r}, now {wanted!r}; "
                 "choose another --model_dir, or restore the old value to continue that run"
             )
+
+
+def differences(
+    params: base_config.Config, model_dir: str, sections: Sequence[str]
+) -> list[tuple[str, Any, Any]]:
+    """The fields in which a config differs from that of the run in `model_dir`.
+
+    Args:
+      params: the config of the run about to start.
+      model_dir: its folder; nothing differs where it holds no `params.yaml` yet.
+      sections: dotted names of the parts to compare.
+
+    Returns:
+      (dotted name, value there, value in `params`) of each.
+    """
+    if not tf.io.gfile.exists(os.path.join(model_dir, PARAMS_FILE)):
+        return []
+    before, now = read_saved(model_dir), _plain(params.as_dict())
+    return [
+        difference
+        for section in sections
+        for difference in _differences(_at(before, section), _at(now, section), section)
+    ]
 
 
 def _override(params: base_config.Config, values: Any, source: str) -> None:

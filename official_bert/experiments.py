@@ -3,7 +3,7 @@
 from official.core import config_definitions, exp_factory
 from official.nlp.configs import bert, encoders
 
-from official_bert import optimization
+from official_bert import devices, optimization, trainer
 from official_bert.input import PretrainDataConfig
 from official_bert.pretraining_task import LargeBatchPretrainConfig
 
@@ -26,7 +26,7 @@ def large_batch_pretraining() -> config_definitions.ExperimentConfig:
     """
     encoder = encoders.EncoderConfig(type="bert")
     return config_definitions.ExperimentConfig(
-        runtime=config_definitions.RuntimeConfig(distribution_strategy="one_device"),
+        runtime=devices.RuntimeConfig(distribution_strategy="one_device"),
         task=LargeBatchPretrainConfig(
             model=bert.PretrainerConfig(
                 encoder=encoder,
@@ -35,7 +35,7 @@ def large_batch_pretraining() -> config_definitions.ExperimentConfig:
             train_data=PretrainDataConfig(is_training=True),
             validation_data=PretrainDataConfig(is_training=False),
         ),
-        trainer=config_definitions.TrainerConfig(
+        trainer=trainer.TrainerConfig(
             optimizer_config=optimization.OptimizationConfig(
                 {
                     "optimizer": {"type": "lans"},

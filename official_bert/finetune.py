@@ -32,6 +32,7 @@ from official_bert import (
     squad,
     squad_task,
     starting_point,
+    trainer,
 )
 from tfrecords import command, files
 from tfrecords.errors import UserError
@@ -153,13 +154,13 @@ def experiment(
 ) -> config_definitions.ExperimentConfig:
     """The whole config of a run of `train_steps`, evaluated at its end."""
     return config_definitions.ExperimentConfig(
-        runtime=config_definitions.RuntimeConfig(
+        runtime=devices.RuntimeConfig(
             distribution_strategy=flag_values.distribution_strategy,
             num_gpus=flag_values.num_gpus,
             mixed_precision_dtype="float32",
         ),
         task=task,
-        trainer=config_definitions.TrainerConfig(
+        trainer=trainer.TrainerConfig(
             train_steps=train_steps,
             steps_per_loop=_LOOP,
             summary_interval=_LOOP,

@@ -84,6 +84,31 @@ class PretrainDataLoader(data_loader.DataLoader):
         )
 
 
+def replica_batches(
+    dataset: tf.data.Dataset,
+    global_batch_size: int,
+    input_context: tf.distribute.InputContext | None,
+    is_training: bool,
+) -> tf.data.Dataset:
+    """A pipeline's batches cut into those of its replicas, as `tf.distribute` expects.
+
+    Training data have no end, and say so: strategies over several workers give up the static
+    shapes of batches where a worker might come to its end before the others.
+
+    Args:
+      dataset: batches of this pipeline.
+      global_batch_size: rows of a step over all replicas.
+      input_context: which pipeline of how many; None means the only one, for one replica.
+      is_training: whether the data set is endless.
+    """
+    if input_context is not None and input_context.num_replicas_in_sync > 1:
+        per_replica = global_batch_size // input_context.num_replicas_in_sync
+        dataset = dataset.rebatch(per_replica, drop_remainder=True).prefetch(2)
+    if not is_training:
+        return dataset
+    return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+
 def _masking(params: PretrainDataConfig) -> dict[str, Any]:
     names = ("masked_lm_prob", "max_predictions_per_seq", "whole_word_mask")
     return {name: getattr(params, name) for name in names}

@@ -15,12 +15,21 @@ import os
 import sys
 from collections.abc import Sequence
 
+import tensorflow as tf
 import tf_keras
 from absl import flags
 from official.core import config_definitions
 
-from official_bert import configuration, experiments, preflight, runner
-from tfrecords import command
+from official_bert import (
+    cluster,
+    configuration,
+    devices,
+    experiments,
+    interruption,
+    preflight,
+    runner,
+)
+from tfrecords.errors import UserError
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("phase1", None, "Recipe of phase 1.", required=True, flag_values=FLAGS)
@@ -33,6 +42,11 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "params_override", "", "As in official_bert.train; applies to both phases.", flag_values=FLAGS
 )
+
+flags.DEFINE_float(
+    "grace_seconds", 30.0, "After SIGTERM, how long to wait for the end of a step.",
+    lower_bound=0.0, flag_values=FLAGS,
+)  # fmt: skip
 
 
 def phase_params(
@@ -54,21 +68,50 @@ def body(flag_values: flags.FlagValues) -> None:
         phase_params(recipe, flag_values.input_path, flag_values.params_override)
         for recipe in (flag_values.phase1, flag_values.phase2)
     ]
-    for params in phases:
-        preflight.check(params, "train_and_eval")
-    phases[1] = phases[1].replace(task=phases[1].task.replace(init_checkpoint=folders[0]))
-    for params, folder in zip(phases, folders, strict=True):
-        runner.check_model_dir(params, folder)
+    _check_runtime(*phases)
+    # Before anything is computed: TensorFlow wants a strategy over several workers first of all.
+    strategy = devices.build_strategy(phases[0].runtime)
+    stop = interruption.StopRequest()
+    with interruption.stops_on_sigterm(stop, flag_values.grace_seconds):
+        for params in phases:
+            preflight.check(params, "train_and_eval")
+        phases[1] = phases[1].replace(task=phases[1].task.replace(init_checkpoint=folders[0]))
+        for params, folder in zip(phases, folders, strict=True):
+            runner.check_model_dir(params, folder, strategy=strategy)
+        _run_phases(phases, folders, strategy, stop)
+
+
+def _check_runtime(
+    first: config_definitions.ExperimentConfig, second: config_definitions.ExperimentConfig
+) -> None:
+    for field in ("distribution_strategy", "num_gpus", "all_reduce_alg", "tpu"):
+        values = [getattr(params.runtime, field) for params in (first, second)]
+        if values[0] != values[1]:
+            raise UserError(
+                f"runtime.{field} is {values[0]!r} in --phase1 and {values[1]!r} in --phase2; "
+                "expected the same, since both run in this process: set it with --params_override"
+            )
+
+
+def _run_phases(
+    phases: Sequence[config_definitions.ExperimentConfig],
+    folders: Sequence[str],
+    strategy: tf.distribute.Strategy,
+    stop: interruption.StopRequest,
+) -> None:
     for number, (params, folder) in enumerate(zip(phases, folders, strict=True), start=1):
-        result = runner.run(params, folder, description=f"phase {number}")
+        result = runner.run(
+            params, folder, description=f"phase {number}", strategy=strategy, stop=stop
+        )
         values = "  ".join(f"{name} {value:.4f}" for name, value in result.evaluation.items())
-        print(f"phase {number}: step {result.global_step}  {values}")
+        if cluster.this_worker(strategy).is_chief:
+            print(f"phase {number}: step {result.global_step}  {values}")
         tf_keras.backend.clear_session()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    return command.run(body, FLAGS, argv)
+    return interruption.exit_code(body, FLAGS, argv)
 
 
 if __name__ == "__main__":

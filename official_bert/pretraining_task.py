@@ -6,7 +6,7 @@ and micro-batches accumulate its gradient: the step depends on the global batch 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 import tf_keras
@@ -15,8 +15,8 @@ from official.nlp.configs import bert, encoders
 from official.nlp.tasks import masked_lm
 
 import tfrecords
-from official_bert import checkpoints
-from official_bert.input import PretrainDataConfig, PretrainDataLoader
+from official_bert import checkpoints, global_batch
+from official_bert.input import PretrainDataConfig, PretrainDataLoader, replica_batches
 from tfrecords.errors import UserError
 
 Tensors = Mapping[str, tf.Tensor]
@@ -162,51 +162,15 @@ def with_heads_of_data(
     )
 
 
-def accumulate(
-    step: Callable[[Tensors], Sequence[tf.Tensor]], inputs: Tensors, micro_batch_size: int
-) -> Sequence[tf.Tensor]:
-    """Sum of `step` over the micro-batches of a batch, in one `tf.while_loop`.
-
-    Memory does not grow with the number of micro-batches: the body is one graph, and the sums
-    are its loop variables.
-
-    Args:
-      step: from a micro-batch to float tensors of fixed shape (gradients and sums).
-      inputs: tensors whose first axis is the batch.
-      micro_batch_size: examples in a micro-batch; divides the batch.
-    """
-    batch_size = next(iter(inputs.values())).shape[0]
-    count = batch_size // micro_batch_size
-    cut = {
-        name: tf.reshape(tensor, [count, micro_batch_size, *tensor.shape[1:]])
-        for name, tensor in inputs.items()
-    }
-
-    def body(index: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        terms = step({name: tensor[index] for name, tensor in cut.items()})
-        return index + 1, *(total + term for total, term in zip(sums, terms, strict=True))
-
-    first = step({name: tensor[0] for name, tensor in cut.items()})
-    _, *sums = tf.while_loop(
-        lambda index, *_: index < count,
-        body,
-        (tf.constant(1), *first),
-        parallel_iterations=1,
-        maximum_iterations=count - 1,
-    )
-    return sums
-
-
-def all_reduce_sum(values: Tensors) -> dict[str, tf.Tensor]:
-    """Sums of scalars over all replicas, in one collective."""
-    context = tf.distribute.get_replica_context()
-    stacked = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(list(values.values())))
-    return dict(zip(values, tf.unstack(stacked), strict=True))
-
-
 @task_factory.register_task_cls(LargeBatchPretrainConfig)
 class LargeBatchPretrainTask(masked_lm.MaskedLMTask):
-    """BERT pretraining whose step depends on the global batch alone, however it was cut."""
+    """BERT pretraining whose step depends on the global batch alone, however it was cut.
+
+    Attributes:
+      step_settings: how the step is carried out; the runner sets it from `runtime`.
+    """
+
+    step_settings = global_batch.StepSettings()
 
     def build_inputs(
         self,
@@ -220,10 +184,7 @@ class LargeBatchPretrainTask(masked_lm.MaskedLMTask):
         for each of its replicas, as `tf.distribute` expects of a dataset function.
         """
         dataset = PretrainDataLoader(params).load(input_context, start_step)
-        if input_context is None or input_context.num_replicas_in_sync == 1:
-            return dataset
-        per_replica = params.global_batch_size // input_context.num_replicas_in_sync
-        return dataset.rebatch(per_replica, drop_remainder=True).prefetch(2)
+        return replica_batches(dataset, params.global_batch_size, input_context, params.is_training)
 
     def build_model(self, params: bert.PretrainerConfig | None = None) -> tf_keras.Model:
         """Model Garden's pretrainer with every variable created, heads included."""
@@ -280,28 +241,36 @@ class LargeBatchPretrainTask(masked_lm.MaskedLMTask):
           metrics: unused; the logs are the step's own.
 
         Returns:
-          Loss, its parts and the accuracies of the global batch, equal on every replica.
+          Loss, its parts and the accuracies of the global batch, equal on every replica, and
+          where the batch was cut, `piece_gradient_norm` of `global_batch.Summed`.
         """
         del metrics
-        totals = all_reduce_sum(batch_denominators(inputs))
+        totals = global_batch.all_reduce_sum(batch_denominators(inputs))
         variables = self.trained_variables(model)
 
-        def step(batch: Tensors) -> list[tf.Tensor]:
+        def share(
+            batch: Tensors, totals: Tensors, loss_scale: tf.Tensor
+        ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
             with tf.GradientTape() as tape:
                 sums = self._sums(batch, model, training=True)
-                loss = batch_loss(sums, totals)
-            gradients = tape.gradient(loss, variables)
-            return [*map(tf.convert_to_tensor, gradients), *sums.values()]
+                loss = loss_scale * batch_loss(sums, totals)
+            return tape.gradient(loss, variables), list(sums.values())
 
-        size = self.task_config.micro_batch_size
-        if size and size != inputs["input_mask"].shape[0]:
-            terms = accumulate(step, inputs, size)
-        else:
-            terms = step(inputs)
-        gradients, sums = terms[: len(variables)], terms[len(variables) :]
-        optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
-        totals |= all_reduce_sum(dict(zip(_NUMERATORS, sums, strict=True)))
-        return losses_and_accuracies(totals, totals, self.has_next_sentence)
+        found = global_batch.summed(
+            share,
+            inputs,
+            totals,
+            variables,
+            num_scalars=len(_NUMERATORS),
+            micro_batch_size=self.task_config.micro_batch_size,
+            settings=self.step_settings,
+        )
+        global_batch.apply(optimizer, found.gradients, variables, self.step_settings.loss_scale)
+        totals |= dict(zip(_NUMERATORS, found.scalars, strict=True))
+        logs = losses_and_accuracies(totals, totals, self.has_next_sentence)
+        if found.piece_gradient_norm is not None:
+            logs["piece_gradient_norm"] = found.piece_gradient_norm
+        return logs
 
     def validation_step(
         self,

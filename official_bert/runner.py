@@ -1,16 +1,16 @@
 """One run: strategy, task, restore, training and evaluation, with everything it leaves on disk.
 
 A `model_dir` holds `params.yaml`, the vocabulary of a pretraining run, checkpoints,
-`metrics.jsonl` (a line a step), `evaluations.jsonl` (a line an evaluation) and TensorBoard
-summaries.
+`metrics.jsonl` (a line a step), `evaluations.jsonl` (a line an evaluation), `speed.jsonl`,
+`changes.jsonl` where a continued run was given another schedule, TensorBoard summaries, and at
+the end `README.md`, the model card.
 """
 
 import contextlib
 import dataclasses
 import functools
-import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
 import orbit
@@ -20,20 +20,28 @@ from official.core import base_task, config_definitions, task_factory
 from official.modeling import performance
 from tqdm import tqdm
 
-from official_bert import checkpoints, configuration, devices, metrics_log, optimization
-from official_bert.input import PretrainDataConfig, keep_tokenization
+from official_bert import (
+    checkpoints,
+    cluster,
+    continuation,
+    devices,
+    dropout,
+    guard,
+    interruption,
+    model_card,
+    noise_scale,
+    optimization,
+)
+from official_bert.global_batch import StepSettings
 from official_bert.pretraining_task import with_heads_of_data
-from official_bert.trainer import Trainer
+from official_bert.run_checkpoints import RunCheckpoints
+from official_bert.run_files import TRAIN_SUMMARIES, RunFiles
+from official_bert.trainer import Trainer, TrainerConfig
 from tf_lans import family
 from tfrecords import command, reader
 from tfrecords.errors import UserError
 
 MODES = ("train", "eval", "train_and_eval")
-
-# The parts of a config that make a run what it is: another value is another experiment.
-# A run that damage has stopped may go on without the damaged records.
-_CHANGEABLE = ("task.train_data.on_corrupt", "task.train_data.corrupt_budget")
-_IDENTITY = ("task.model", "task.train_data", "task.init_checkpoint", "trainer.optimizer_config")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +64,8 @@ def run(
     *,
     description: str = "train",
     task: base_task.Task | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    stop: interruption.StopRequest | None = None,
 ) -> RunResult:
     """Runs an experiment from where `model_dir` stands to `trainer.train_steps`.
 
@@ -65,53 +75,86 @@ def run(
       mode: `train`, `eval` or `train_and_eval`.
       description: the name on the progress bar.
       task: built from `params.task` when None. Beyond Model Garden's interface it has
-        `build_inputs(params, input_context, start_step)` and `trained_variables(model)`, and
-        its config has a `seed`.
+        `build_inputs(params, input_context, start_step)` and `trained_variables(model)`, its
+        train step returns the same scalars on every replica, and its config has a `seed`.
+      strategy: of `devices.build_strategy`, for a process that runs several phases; built from
+        `params.runtime` when None.
+      stop: ends the run at a step boundary.
 
     Raises:
-      UserError: the mode, a batch or a device does not fit, or `model_dir` holds another run.
+      UserError: the mode, a batch or a device does not fit, `model_dir` holds another run, a
+        checkpoint cannot be written, or gradients stay non-finite.
+      interruption.Stopped: `stop` was set; everything up to here is saved.
     """
     if mode not in MODES:
         raise UserError(f"--mode is {mode!r}; expected one of {', '.join(MODES)}")
     _check_numbers(params, mode)
-    params = _completed(params, mode)
-    check_model_dir(params, model_dir, mode)
+    strategy = strategy or devices.build_strategy(params.runtime)
+    params = _completed(params, mode, strategy)
+    changes = continuation.check(params, model_dir, mode)
     performance.set_mixed_precision_policy(params.runtime.mixed_precision_dtype or "float32")
-    strategy = devices.build_strategy(params.runtime)
     _check_batches(params, strategy.num_replicas_in_sync)
     tf_keras.utils.set_random_seed(params.task.seed)
+    interruption.beat()
     screen = sys.stdout
-    # orbit prints a running commentary of its own; ours is the progress bar.
-    with contextlib.redirect_stdout(sys.stderr), strategy.scope():
+    with (
+        devices.determinism(params.runtime, strategy),
+        # orbit prints a running commentary of its own; ours is the progress bar.
+        contextlib.redirect_stdout(sys.stderr),
+        _user_errors(),
+        strategy.scope(),
+    ):
         task = task or task_factory.get_task(params.task, logging_dir=model_dir)
         progress = functools.partial(_progress, screen, description)
-        try:
-            return _Run(params, model_dir, mode, progress, task, strategy).run()
-        except tf.errors.OpError as error:
-            damage = reader.user_error(error)
-            if damage is None:
-                raise
-            raise damage from error
+        stop = stop or interruption.StopRequest()
+        this = _Run(params, model_dir, mode, progress, task, strategy, stop)
+        with contextlib.closing(this):
+            return this.run(changes)
+
+
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    """Tells what the user can mend in a line: damaged records, a full disk."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        damage = reader.user_error(error)
+        if damage is None and "No space left" in str(error):
+            damage = UserError(
+                f"no space left on the disk: {' '.join(str(error.message).split())[:200]}; make "
+                "room and start again with the same command"
+            )
+        if damage is None:
+            raise
+        raise damage from error
 
 
 def check_model_dir(
-    params: config_definitions.ExperimentConfig, model_dir: str, mode: str = "train_and_eval"
+    params: config_definitions.ExperimentConfig,
+    model_dir: str,
+    mode: str = "train_and_eval",
+    strategy: tf.distribute.Strategy | None = None,
 ) -> None:
     """Refuses a `model_dir` that holds another experiment; evaluation asks for the model only.
 
     Raises:
       UserError: naming the first field that differs.
     """
-    params = _completed(params, mode)
-    sections = _IDENTITY if "train" in mode else ("task.model",)
-    configuration.check_same_run(params, model_dir, sections, but=_CHANGEABLE)
+    continuation.check(_completed(params, mode, strategy), model_dir, mode)
 
 
 def _completed(
-    params: config_definitions.ExperimentConfig, mode: str
+    params: config_definitions.ExperimentConfig,
+    mode: str,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> config_definitions.ExperimentConfig:
     """The config with what follows from the rest of it written out, as the run records it."""
-    return with_heads_of_data(optimization.with_schedule_length(params), mode)
+    params = with_heads_of_data(optimization.with_schedule_length(params), mode)
+    if not hasattr(params.runtime, "num_workers"):
+        return params
+    strategy = strategy or tf.distribute.get_strategy()
+    workers = cluster.this_worker(strategy).count
+    return params.replace(runtime=params.runtime.replace(num_workers=workers))
 
 
 class _Run:
@@ -122,43 +165,59 @@ class _Run:
         params: config_definitions.ExperimentConfig,
         model_dir: str,
         mode: str,
-        progress: Callable[[int, int], tqdm],
+        progress: Callable[..., tqdm],
         task: base_task.Task,
         strategy: tf.distribute.Strategy,
+        stop: interruption.StopRequest,
     ) -> None:
         self.params, self.model_dir, self.mode = params, model_dir, mode
-        self.progress = progress
-        self.trainer = build_trainer(params, task, train="train" in mode, evaluate="eval" in mode)
+        self.stop = stop
+        worker = cluster.this_worker(strategy)
+        self.progress = functools.partial(progress, shown=worker.is_chief)
+        self.trainer = build_trainer(
+            params,
+            task,
+            train="train" in mode,
+            evaluate="eval" in mode,
+            settings=devices.step_settings(params.runtime, strategy),
+            stop=stop,
+        )
         if mode == "eval":
             checkpoints.latest(model_dir)
-        self.metrics = metrics_log.MetricsLog(os.path.join(model_dir, metrics_log.METRICS))
-        self.evaluations = metrics_log.MetricsLog(os.path.join(model_dir, metrics_log.EVALUATIONS))
+        self.files = RunFiles(params, model_dir, writes=worker.is_chief and mode != "eval")
         self.evaluation: dict[str, float] = {}
-        self.summaries = tf.summary.create_noop_writer()
+        self.checkpoints = RunCheckpoints(
+            self.trainer.checkpoint,
+            model_dir,
+            max_to_keep=params.trainer.max_to_keep,
+            global_step=self.trainer.global_step,
+            interval=params.trainer.checkpoint_interval,
+            initialize=self.trainer.initialize,
+        )
         self.controller = self._build_controller(strategy)
-        # Restored or initialised: nothing that the user could have mistaken is left, so the
-        # folder may be touched.
-        if mode != "eval":
-            configuration.save(params, model_dir)
-            if isinstance(params.task.train_data, PretrainDataConfig):
-                keep_tokenization(params.task.train_data, model_dir)
-            self.summaries = tf.summary.create_file_writer(
-                os.path.join(model_dir, "train", "blocks")
-            )
-            self.metrics.cut_back(self.step)
-            self.evaluations.cut_back(self.step)
 
     @property
     def step(self) -> int:
         return int(self.trainer.global_step.numpy())
 
-    def run(self) -> RunResult:
+    def close(self) -> None:
+        """Leaves nothing behind but the run's files."""
+        self.checkpoints.close()
+
+    def run(self, changes: tuple[continuation.Change, ...]) -> RunResult:
         """Trains and evaluates; an evaluation that a kill interrupted is run again."""
         trainer = self.params.trainer
         if self.mode == "eval":
             self.controller.evaluate(steps=trainer.validation_steps)
-        else:
-            self._train()
+            return RunResult(global_step=self.step, evaluation=self.evaluation)
+        # Restored or initialised: nothing that the user could have mistaken is left, so the
+        # folder may be touched.
+        before = self.files.begin(self.step, changes)
+        limit = getattr(trainer, "max_skipped_steps", TrainerConfig.max_skipped_steps)
+        self.guard = guard.SkippedStepsGuard(limit, before)
+        self._train()
+        if self.files.writes:
+            model_card.write(self.model_dir, self.params)
         return RunResult(global_step=self.step, evaluation=self.evaluation)
 
     def _train(self) -> None:
@@ -166,48 +225,44 @@ class _Run:
         evaluate = "eval" in self.mode
         with self.progress(trainer.train_steps, self.step) as self.bar:
             if evaluate and self.step > 0 and self._is_evaluation_due():
-                self.controller.evaluate(steps=trainer.validation_steps)
+                self._evaluate()
             while self.step < trainer.train_steps:
                 target = trainer.train_steps
                 if evaluate:
                     target = min(target, _next_multiple(self.step, trainer.validation_interval))
                 self.controller.train(target, checkpoint_at_completion=False)
-                self.controller.save_checkpoint()
+                self._save()
                 if evaluate:
-                    self.controller.evaluate(steps=trainer.validation_steps)
+                    self._evaluate()
+
+    def _evaluate(self) -> None:
+        self.controller.evaluate(steps=self.params.trainer.validation_steps)
+        interruption.beat()
+
+    def _save(self) -> None:
+        self.controller.save_checkpoint()
+        interruption.beat()
 
     def _is_evaluation_due(self) -> bool:
         at_interval = self.step % self.params.trainer.validation_interval == 0
-        if not (at_interval or self.step >= self.params.trainer.train_steps):
-            return False
-        if not tf.io.gfile.exists(self.evaluations.path):
-            return True
-        return all(row["step"] != self.step for row in metrics_log.read(self.evaluations.path))
+        due = at_interval or self.step >= self.params.trainer.train_steps
+        return due and not self.files.has_evaluation(self.step)
 
     def _build_controller(self, strategy: tf.distribute.Strategy) -> orbit.Controller:
         trainer = self.params.trainer
-        manager = tf.train.CheckpointManager(
-            self.trainer.checkpoint,
-            directory=self.model_dir,
-            max_to_keep=trainer.max_to_keep,
-            step_counter=self.trainer.global_step,
-            checkpoint_interval=trainer.checkpoint_interval,
-            init_fn=self.trainer.initialize,
-        )
         training = self.mode != "eval"
-        evaluating = "eval" in self.mode
         return orbit.Controller(
             strategy=strategy,
             trainer=self.trainer if training else None,
-            evaluator=self.trainer if evaluating else None,
+            evaluator=self.trainer if "eval" in self.mode else None,
             global_step=self.trainer.global_step,
             # Loops end on multiples of steps_per_loop counted from 0, after a restart too.
             steps_per_loop=lambda step: (
                 _next_multiple(int(step), trainer.steps_per_loop) - int(step)
             ),
-            checkpoint_manager=manager,
-            summary_dir=os.path.join(self.model_dir, "train") if training else None,
-            eval_summary_dir=os.path.join(self.model_dir, trainer.validation_summary_subdir),
+            checkpoint_manager=self.checkpoints,
+            summary_dir=self.files.summary_folder(TRAIN_SUMMARIES) if training else None,
+            eval_summary_dir=self.files.summary_folder(trainer.validation_summary_subdir),
             summary_interval=None,
             train_actions=[self._after_loop],
             eval_actions=[self._after_evaluation],
@@ -216,16 +271,39 @@ class _Run:
     def _after_loop(self, output: Mapping[str, Any]) -> None:
         del output
         rows = self.trainer.step_rows
-        if self.step % self.params.trainer.summary_interval == 0:
+        summary = self.step % self.params.trainer.summary_interval == 0
+        if summary and rows:
             rows[-1] |= self._optimizer_scalars()
-        self.metrics.append(rows)
-        shown = ("loss", "masked_lm_accuracy", "learning_rate", "skipped_steps")
+        self.files.add_steps(rows, self.trainer.loop_seconds, summary)
+        interruption.beat()
+        if rows:
+            self._show(rows)
+        if summary:
+            self._summarize_noise_scale()
+        reached = self.guard.see(rows)
+        if reached is not None:
+            self._end_diverged(reached)
+        if self.trainer.stopped:
+            self._save()
+            raise interruption.Stopped(
+                f"{self.model_dir}: stopped at step {self.step} as asked; start again with the "
+                "same command"
+            )
+
+    def _show(self, rows: list[dict[str, Any]]) -> None:
         last = rows[-1]
-        self.bar.set_postfix(
-            {_SHORT.get(name, name): f"{last[name]:.4g}" for name in shown if name in last},
-            refresh=False,
-        )
+        examples = len(rows) * self.params.task.train_data.global_batch_size
+        shown = {_SHORT.get(name, name): last[name] for name in _SHOWN if name in last}
+        shown["examples/s"] = examples / self.trainer.loop_seconds
+        self.bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
         self.bar.update(len(rows))
+
+    def _end_diverged(self, row: Mapping[str, Any]) -> None:
+        """Saves nothing: the checkpoints hold what the skipped steps left as it was."""
+        norms = self.trainer.optimizer.diagnostics().gradient_norms or {}
+        raise guard.diverged(
+            row, self.guard.in_a_row, norms, checkpoints.newest_whole(self.model_dir) or "no file"
+        )
 
     def _optimizer_scalars(self) -> dict[str, float]:
         """What an optimizer of ours tells; its blocks' figures go to TensorBoard."""
@@ -237,35 +315,57 @@ class _Run:
         scalars = {
             name: value for name, value in found.scalars().items() if name not in _EVERY_STEP
         }
-        with self.summaries.as_default(step=self.step):
-            for name in ("trust_ratios", "gradient_norms"):
-                values = list((getattr(found, name) or {}).values())
-                if values:
-                    tf.summary.histogram(name, values)
-            for name, value in scalars.items():
-                tf.summary.scalar(name, value)
-        self.summaries.flush()
+        blocks = {name: getattr(found, name) or {} for name in ("trust_ratios", "gradient_norms")}
+        histograms = {name: list(values.values()) for name, values in blocks.items() if values}
+        self.files.summarize(self.step, scalars, histograms)
         return scalars
+
+    def _summarize_noise_scale(self) -> None:
+        pieces = self.trainer.pieces
+        size = self.params.task.train_data.global_batch_size
+        found = noise_scale.from_rows(list(self.files.recent), size, pieces)
+        if found is not None:
+            self.files.summarize(self.step, {"gradient_noise_scale": found.noise_scale})
 
     def _after_evaluation(self, output: Mapping[str, Any]) -> None:
         self.evaluation = {name: float(value) for name, value in output.items()}
-        if self.mode != "eval":
-            self.evaluations.append([{"step": self.step, **self.evaluation}])
+        self.files.add_evaluation(self.step, self.evaluation)
 
 
-def _progress(screen: TextIO, description: str, total: int, initial: int) -> tqdm:
+def _progress(
+    screen: TextIO, description: str, total: int, initial: int, shown: bool = True
+) -> tqdm:
     with contextlib.redirect_stdout(screen):
-        return command.progress(total=total, desc=description, unit="step", initial=initial)
+        return command.progress(
+            total=total, desc=description, unit="step", initial=initial, disable=not shown
+        )
 
 
 _EVERY_STEP = ("learning_rate", "gradient_norm", "skipped_steps")
+_SHOWN = ("loss", "masked_lm_accuracy", "learning_rate", "skipped_steps")
 _SHORT = {"masked_lm_accuracy": "accuracy", "learning_rate": "lr", "skipped_steps": "skipped"}
 
 
 def build_trainer(
-    params: config_definitions.ExperimentConfig, task: base_task.Task, train: bool, evaluate: bool
+    params: config_definitions.ExperimentConfig,
+    task: base_task.Task,
+    train: bool,
+    evaluate: bool,
+    settings: StepSettings | None = None,
+    stop: interruption.StopRequest | None = None,
 ) -> Trainer:
-    """Model, optimizer with its slots, and the orbit trainer over them; nothing restored yet."""
+    """Model, optimizer with its slots, and the orbit trainer over them; nothing restored yet.
+
+    Args:
+      params: the whole config.
+      task: whose step is trained.
+      train: whether it will train.
+      evaluate: whether it will evaluate.
+      settings: how a step is carried out.
+      stop: ends a loop of steps.
+    """
+    settings = settings or StepSettings()
+    task.step_settings = settings
     model = task.build_model()
     trainer = params.trainer
     optimizer = optimization.build_optimizer(trainer.optimizer_config, trainer.train_steps)
@@ -276,9 +376,20 @@ def build_trainer(
     # optimizers cannot be created inside the loop of steps.
     legacy = isinstance(optimizer, tf_keras.optimizers.legacy.Optimizer)
     (optimizer._create_all_weights if legacy else optimizer.build)(variables)
-    if train and isinstance(optimizer, family.BlockOptimizer):
-        optimizer.watch_gradients()
-    return Trainer(params, task, model=model, optimizer=optimizer, train=train, evaluate=evaluate)
+    if train:
+        dropout.install(model)
+        if isinstance(optimizer, family.BlockOptimizer):
+            optimizer.watch_gradients()
+    return Trainer(
+        params,
+        task,
+        stop=stop or interruption.StopRequest(),
+        loss_scale=settings.loss_scale,
+        model=model,
+        optimizer=optimizer,
+        train=train,
+        evaluate=evaluate,
+    )
 
 
 def _next_multiple(step: int, interval: int) -> int:

@@ -17,7 +17,8 @@ from official.core import task_factory
 from official.nlp.data import question_answering_dataloader, squad_lib
 from official.nlp.tasks import question_answering
 
-from official_bert import checkpoints, squad
+from official_bert import checkpoints, global_batch, squad
+from official_bert.input import replica_batches
 from tfrecords import files
 
 PREDICTIONS, NBEST, METRICS = "predictions.json", "nbest_predictions.json", "eval_metrics.json"
@@ -182,9 +183,7 @@ class SquadTask(question_answering.QuestionAnsweringTask):
             )
         else:
             dataset = evaluation_batches(self.dev_windows, size, **place)
-        if input_context is None or input_context.num_replicas_in_sync == 1:
-            return dataset
-        return dataset.rebatch(size // input_context.num_replicas_in_sync, drop_remainder=True)
+        return replica_batches(dataset, size, input_context, params.is_training)
 
     def initialize(self, model: tf_keras.Model) -> None:
         """Restores the whole encoder, pooler included, from `init_checkpoint` where it is set."""
@@ -216,23 +215,24 @@ class SquadTask(question_answering.QuestionAnsweringTask):
         last word piece; replicas have equal shares, so their means' mean is the global one.
 
         Returns:
-            `loss`, `start_accuracy` and `end_accuracy` of this replica's rows.
+            `loss`, `start_accuracy` and `end_accuracy` of the global batch.
         """
         del metrics
         features, labels = inputs
         variables = self.trained_variables(model)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
         with tf.GradientTape() as tape:
             outputs = model(features, training=True)
             loss = self.build_losses(labels, outputs)
-            share = loss / tf.distribute.get_strategy().num_replicas_in_sync
+            share = loss / replicas
         gradients = tape.gradient(share, variables)
         optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
-        logs = {self.loss: loss}
+        shares = {self.loss: share}
         for name, logits in zip(("start", "end"), outputs, strict=True):
             guesses = tf.argmax(logits, axis=-1, output_type=tf.int32)
             hits = tf.cast(guesses == labels[f"{name}_positions"], tf.float32)
-            logs[f"{name}_accuracy"] = tf.reduce_mean(hits)
-        return logs
+            shares[f"{name}_accuracy"] = tf.reduce_mean(hits) / replicas
+        return global_batch.all_reduce_sum(shares)
 
     def aggregate_logs(
         self,

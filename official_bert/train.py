@@ -7,7 +7,9 @@ Example::
     --params_override=task.train_data.input_path=shards,task.validation_data.input_path=shards \
     --mode=train_and_eval --model_dir=run/phase1
 
-Run again with the same flags, it continues from the newest checkpoint in --model_dir.
+Run again with the same flags, it continues from the newest checkpoint in --model_dir, and ends
+as if it had not been interrupted. After SIGTERM it saves at the next step boundary and exits with
+42, which means: start me again.
 """
 
 import sys
@@ -15,8 +17,15 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from official_bert import configuration, experiments, preflight, runner
-from tfrecords import command
+from official_bert import (
+    cluster,
+    configuration,
+    devices,
+    experiments,
+    interruption,
+    preflight,
+    runner,
+)
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -34,6 +43,10 @@ flags.DEFINE_enum("mode", "train_and_eval", runner.MODES, "What to run.", flag_v
 flags.DEFINE_string(
     "model_dir", None, "Folder of the run.", required=True, flag_values=FLAGS
 )  # fmt: skip
+flags.DEFINE_float(
+    "grace_seconds", 30.0, "After SIGTERM, how long to wait for the end of a step.",
+    lower_bound=0.0, flag_values=FLAGS,
+)  # fmt: skip
 
 
 def body(flag_values: flags.FlagValues) -> None:
@@ -42,8 +55,16 @@ def body(flag_values: flags.FlagValues) -> None:
     params = configuration.load(
         flag_values.experiment, flag_values.config_file, flag_values.params_override
     )
-    preflight.check(params, flag_values.mode)
-    result = runner.run(params, flag_values.model_dir, flag_values.mode)
+    # Before anything is computed: TensorFlow wants a strategy over several workers first of all.
+    strategy = devices.build_strategy(params.runtime)
+    stop = interruption.StopRequest()
+    with interruption.stops_on_sigterm(stop, flag_values.grace_seconds):
+        preflight.check(params, flag_values.mode)
+        result = runner.run(
+            params, flag_values.model_dir, flag_values.mode, strategy=strategy, stop=stop
+        )
+    if not cluster.this_worker(strategy).is_chief:
+        return
     print(f"{flag_values.model_dir}: step {result.global_step}")
     for name, value in result.evaluation.items():
         print(f"  {name} {value:.4f}")
@@ -51,7 +72,7 @@ def body(flag_values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    return command.run(body, FLAGS, argv)
+    return interruption.exit_code(body, FLAGS, argv)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,31 @@ Model Garden averages a loop's losses; `metrics.jsonl` has a line for each step,
 here returns a row a step.
 """
 
+import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from official.core import base_trainer
+from official.core import base_trainer, config_definitions
 
-from official_bert import optimization
+from official_bert import cluster, dropout, optimization
+from official_bert.interruption import StopRequest
+from official_bert.loss_scaling import LossScale
 from tf_lans import family
+
+
+@dataclasses.dataclass
+class TrainerConfig(config_definitions.TrainerConfig):
+    """Model Garden's fields, and one of ours.
+
+    Attributes:
+      max_skipped_steps: how many steps in a row may be skipped for a non-finite gradient before
+        the run ends.
+    """
+
+    max_skipped_steps: int = 20
 
 
 class Trainer(base_trainer.Trainer):
@@ -20,17 +36,41 @@ class Trainer(base_trainer.Trainer):
 
     After `train(n)`, `step_rows` has n dictionaries with `step`, `learning_rate`,
     `gradient_norm` and `skipped_steps` (where the optimizer is one of ours) and whatever scalars
-    the task's train step returned (their mean over the replicas).
+    the task's train step returned, which are equal on every replica. It has fewer where a stop
+    was asked for on any worker: the loop ends at the next step, and `stopped` is True.
+    `loop_seconds` is what the loop took.
     """
 
-    def __init__(self, config: Any, task: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: Any,
+        task: Any,
+        *,
+        stop: StopRequest,
+        loss_scale: LossScale | None = None,
+        **kwargs: Any,
+    ) -> None:
         # The order of the training examples is a function of the step to start at, which is
         # known after the checkpoint is restored: until then there is nothing to iterate.
         nothing_yet = tf.data.Dataset.range(0)
         super().__init__(config, task, train_dataset=nothing_yet, **kwargs)
         self._has_train_dataset = False
         self._columns: list[str] = []
+        self._stop = stop
+        self._many_workers = cluster.this_worker(self.strategy).count > 1
+        self.stopped = False
+        self.loop_seconds = 0.0
+        if loss_scale is not None:
+            self.checkpoint.loss_scale = loss_scale
         self.step_rows: list[dict[str, float]] = []
+
+    @property
+    def pieces(self) -> int:
+        """Into how many pieces a batch is cut: replicas times micro-batches."""
+        replicas = self.strategy.num_replicas_in_sync
+        micro = getattr(self.config.task, "micro_batch_size", 0)
+        share = self.config.task.train_data.global_batch_size // replicas
+        return replicas * (share // micro if micro else 1)
 
     def train_loop_begin(self) -> None:
         """Opens the training data at the global step; orbit calls this before iterating."""
@@ -49,43 +89,64 @@ class Trainer(base_trainer.Trainer):
         """A compiled loop of `num_steps` steps that leaves a row of scalars for each."""
 
         @tf.function
-        def loop(iterator: Any, num_steps: tf.Tensor) -> tf.Tensor:
+        def loop(iterator: Any, num_steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             rows = tf.TensorArray(tf.float32, size=num_steps)
-            for index in tf.range(num_steps):
-                rows = rows.write(index, self._step_row(next(iterator)))
-            return rows.stack()
+            index, stop = tf.constant(0), tf.constant(False)
+            while tf.logical_and(index < num_steps, tf.logical_not(stop)):
+                row, stop = self._step_row(next(iterator))
+                rows = rows.write(index, row)
+                index += 1
+            return rows.gather(tf.range(index)), stop
 
         def run(iterator: Any, num_steps: tf.Tensor) -> None:
             first = int(self.global_step.numpy()) + 1
-            table = loop(iterator, num_steps).numpy()
+            started = time.perf_counter()
+            table, stop = (tensor.numpy() for tensor in loop(iterator, num_steps))
+            self.loop_seconds = time.perf_counter() - started
+            self.stopped = bool(stop)
             self.step_rows = [
                 {"step": first + index, **self._named(row)} for index, row in enumerate(table)
             ]
 
         return run
 
-    def _step_row(self, inputs: Any) -> tf.Tensor:
+    def _step_row(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
         learning_rate = optimization.current_learning_rate(self.optimizer)
+        stop = self._stop.flag.read_value()
 
-        def step(batch: Any) -> dict[str, tf.Tensor]:
-            logs = self.task.train_step(batch, self.model, self.optimizer, self.train_metrics)
+        def step(batch: Any, stop: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+            context = tf.distribute.get_replica_context()
+            key = dropout.step_key(
+                self.config.task.seed, self.global_step, context.replica_id_in_sync_group
+            )
+            with dropout.keyed(key):
+                logs = self.task.train_step(batch, self.model, self.optimizer, self.train_metrics)
             self.global_step.assign_add(1)
-            return logs
+            if self._many_workers:
+                # All leave the loop after the same step, or the others would wait for ever.
+                asked = tf.cast(stop, tf.float32)
+                stop = context.all_reduce(tf.distribute.ReduceOp.SUM, asked) > 0
+            return logs, stop
 
-        logs = self.strategy.run(step, args=(inputs,), options=self._runtime_options)
-        mean = tf.distribute.ReduceOp.MEAN
-        row = {name: self.strategy.reduce(mean, logs[name], axis=None) for name in sorted(logs)}
+        logs, stop = self.strategy.run(step, args=(inputs, stop), options=self._runtime_options)
+        row = {name: self._local(logs[name]) for name in sorted(logs)}
         row["learning_rate"] = learning_rate
         if isinstance(self.optimizer, family.BlockOptimizer):
             row["gradient_norm"] = self.optimizer.last_gradient_norm()
             row["skipped_steps"] = self.optimizer.skipped_steps
         self._columns = list(row)
-        return tf.stack([tf.cast(value, tf.float32) for value in row.values()])
+        scalars = tf.stack([tf.cast(value, tf.float32) for value in row.values()])
+        return scalars, self._local(stop)
+
+    def _local(self, value: Any) -> tf.Tensor:
+        return self.strategy.experimental_local_results(value)[0]
 
     def _named(self, row: np.ndarray) -> dict[str, float]:
         named: dict[str, Any] = dict(zip(self._columns, map(float, row), strict=True))
         if "skipped_steps" in named:
             named["skipped_steps"] = int(named["skipped_steps"])
+        if "piece_gradient_norm" in named:
+            named["pieces"] = self.pieces
         return named
 
     def train_loop_end(self) -> dict[str, float]:

@@ -30,9 +30,11 @@ INTERRUPTED = 130
 
 
 def run(
-    body: Callable[[flags.FlagValues], None],
+    body: Callable[..., None],
     flag_values: flags.FlagValues,
     argv: Sequence[str] | None = None,
+    *,
+    positional: bool = False,
 ) -> int:
     """Parses `argv` into `flag_values` and runs `body(flag_values)`.
 
@@ -41,6 +43,8 @@ def run(
         flag_values: the command's own flags. Values of an earlier call in the same process are
             forgotten first.
         argv: the arguments after the program's name; None means those of this process.
+        positional: whether arguments that are no flags, before or after those, are allowed;
+            `body` then takes their list as its second argument.
 
     Returns:
         The exit code: 0; 2 for bad flags, a `UserError` or a file that cannot be read or written
@@ -53,8 +57,8 @@ def run(
         print(flag_values.get_help(include_special_flags=False))
         return SUCCESS
     try:
-        _parse(flag_values, arguments)
-        body(flag_values)
+        rest = _parse(flag_values, arguments, positional)
+        body(flag_values, *([rest] if positional else []))
     except (UserError, OSError) as error:
         return _report(error)
     except Exception as error:
@@ -67,14 +71,16 @@ def run(
     return SUCCESS
 
 
-def _parse(flag_values: flags.FlagValues, arguments: list[str]) -> None:
+def _parse(flag_values: flags.FlagValues, arguments: list[str], positional: bool) -> list[str]:
     flag_values.unparse_flags()
+    flag_values.set_gnu_getopt(positional)
     try:
         rest = flag_values(["command", *arguments])[1:]
     except flags.Error as error:
         raise UserError(f"{error}; see --help") from error
-    if rest:
+    if rest and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}; every option is a --flag; see --help")
+    return rest
 
 
 def _is_of_file_system(error: Exception) -> bool:
@@ -120,6 +126,7 @@ def progress(
     unit: str = "it",
     unit_scale: bool = False,
     initial: float = 0,
+    disable: bool = False,
 ) -> tqdm:
     """A progress bar with rate and remaining time on standard output.
 
@@ -132,6 +139,7 @@ def progress(
         unit: the name of a unit.
         unit_scale: whether to print 12.3M for 12,300,000.
         initial: units done before, by an earlier process.
+        disable: whether to print nothing.
 
     Returns:
         A tqdm bar: iterable, a context manager, with `update` and `set_postfix`.
@@ -147,7 +155,8 @@ def progress(
         "unit_scale": unit_scale,
         "initial": initial,
         "file": sys.stdout,
+        "disable": disable,
     }
     if sys.stdout.isatty():
         return tqdm(iterable, dynamic_ncols=True, **options)
-    return _Lines(iterable, mininterval=15, miniters=1, ncols=100, ascii=True, **options)
+    return _Lines(iterable, mininterval=15, miniters=1, ncols=140, ascii=True, **options)

@@ -81,6 +81,13 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_arguments(shards: pathlib.Path, tiny_yaml: str) -> tuple[str, str]:
+    """The tiny experiment for another process: its config file and the override of its data."""
+    parts = ("train_data", "validation_data")
+    return tiny_yaml, ",".join(f"task.{part}.input_path={shards}" for part in parts)
+
+
+@pytest.fixture(scope="session")
 def tiny(
     shards: pathlib.Path, tiny_yaml: str
 ) -> Callable[..., config_definitions.ExperimentConfig]:

@@ -1,61 +1,37 @@
 """The train step: Model Garden's loss on one replica, and the global batch's on any cut."""
 
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from official.nlp.tasks import masked_lm
 
-from official_bert import devices, optimization, pretraining_task
+from official_bert import devices, pretraining_task
 from official_bert.pretraining_task import LargeBatchPretrainTask
+from tests.bert import cut_batches
+from tests.bert.cut_batches import STEPS, split, train
+from tests.bert.workers import run_workers
 
 BATCH = 32
 
 
 @pytest.fixture(scope="module")
 def params(tiny):
-    return tiny()
+    return tiny(task__train_data__global_batch_size=BATCH, trainer__train_steps=STEPS)
 
 
 @pytest.fixture(scope="module")
-def batch(params):
-    """A real training batch with uneven mask counts over its rows."""
-    task = LargeBatchPretrainTask(params.task)
-    return next(iter(task.build_inputs(params.task.train_data)))
+def batches(params):
+    """Real training batches with uneven mask counts over their rows."""
+    data = params.task.train_data.replace(global_batch_size=cut_batches.BATCH)
+    dataset = LargeBatchPretrainTask(params.task).build_inputs(data).take(STEPS)
+    return list(dataset.as_numpy_iterator())
 
 
-def split(batch, replicas: int):
-    size = BATCH // replicas
-    return [{k: v[i * size : (i + 1) * size] for k, v in batch.items()} for i in range(replicas)]
-
-
-def train(params, batches, strategy, micro_batch_size: int, kind: str = "lans", weights=None):
-    """Weights by name after one update per batch, from the same start."""
-    task_config = params.task.replace(micro_batch_size=micro_batch_size)
-    with strategy.scope():
-        task = LargeBatchPretrainTask(task_config)
-        model = task.build_model()
-        model.set_weights(weights)
-        schedule = params.trainer.optimizer_config
-        config = schedule.replace(optimizer=schedule.optimizer.replace(type=kind))
-        optimizer = optimization.build_optimizer(config, len(batches))
-        variables = task.trained_variables(model)
-        if kind != "adamw":
-            optimizer.build(variables)
-    replicas = strategy.num_replicas_in_sync
-
-    @tf.function
-    def step(values):
-        return strategy.run(lambda v: task.train_step(v, model, optimizer), args=(values,))
-
-    logs = []
-    for each in batches:
-        parts = split(each, replicas)
-        values = strategy.experimental_distribute_values_from_function(
-            lambda context, parts=parts: parts[context.replica_id_in_sync_group]
-        )
-        local = step(values)
-        logs.append({k: strategy.experimental_local_results(v) for k, v in local.items()})
-    return {v.name: v.numpy() for v in variables}, logs, model
+@pytest.fixture(scope="module")
+def batch(batches):
+    return {k: tf.constant(v[:BATCH]) for k, v in batches[0].items()}
 
 
 @pytest.fixture(scope="module")
@@ -65,50 +41,91 @@ def start(params):
 
 
 @pytest.fixture(scope="module")
-def batches(params):
-    task = LargeBatchPretrainTask(params.task)
-    return list(task.build_inputs(params.task.train_data).take(5))
-
-
-@pytest.fixture(scope="module")
 def whole(params, batches, start):
+    """The same batches on one replica, whole."""
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-    return train(params, batches, strategy, 0, weights=start[0])
+    return train(params, batches, strategy, 1, start[0])
 
 
 def test_masks_are_uneven(batches) -> None:
-    counts = [[float(tf.reduce_sum(p["masked_lm_weights"])) for p in split(b, 2)] for b in batches]
+    counts = [[part["masked_lm_weights"].sum() for part in split(each, 2)] for each in batches]
     assert any(left != right for left, right in counts)
 
 
+def assert_same_training(found, whole, start) -> None:
+    """Every block's weights agree to 1e-5 of its displacement, in L2 norms.
+
+    Rounding of float32 sums over a batch is about 1e-7 of a gradient; LANS divides by its norm,
+    so it stays relative, and twenty updates and the division by sqrt(v), which magnifies what is
+    small in a block, leave room for a factor of 100. The key biases are left out: their true
+    gradient is zero, and LANS scales what rounding leaves of it to a full step.
+    """
+    names = [name for name in whole if not name.endswith("key/bias:0")]
+    assert len(names) == len(whole) - 2
+    for name in names:
+        displacement = np.linalg.norm(whole[name] - start[name])
+        assert displacement > 0, name
+        assert np.linalg.norm(found[name] - whole[name]) <= 1e-5 * displacement, name
+
+
+def logits(params, weights, names, values, batch):
+    model = LargeBatchPretrainTask(params.task).build_model()
+    model.set_weights(weights)
+    for variable in model.trainable_variables:
+        if variable.name in names:
+            variable.assign(values[variable.name])
+    return model(batch, training=False)["mlm_logits"].numpy()
+
+
 @pytest.mark.parametrize(
-    ("replicas", "micro_batch_size"), [(1, 8), (1, 2), (2, 0), (2, 4)], ids=str
+    ("replicas", "micro_batches"), [(1, 4), (1, 16), (2, 1), (2, 4), (2, 16)], ids=str
 )
 def test_the_step_does_not_depend_on_how_the_batch_was_cut(
-    params, batches, start, whole, replicas: int, micro_batch_size: int
+    params, batches, batch, start, whole, replicas: int, micro_batches: int
 ) -> None:
-    """Displacements of every block agree to 1e-4 after 5 updates.
-
-    Rounding of float32 sums over at most 32 x 32 terms is about 1e-6 of a gradient; LANS divides
-    by its norm, so it stays relative, and five updates and the division by sqrt(v) leave room
-    for a factor of 100. The key biases are left out: their true gradient is zero, and LANS
-    scales what rounding leaves of it to a full step.
-    """
     name = "mirrored" if replicas > 1 else "one_device"
     strategy = devices.build_strategy(params.runtime.replace(distribution_strategy=name))
     assert strategy.num_replicas_in_sync == replicas
-    weights, logs, _ = train(params, batches, strategy, micro_batch_size, weights=start[0])
+    weights, logs, _ = train(params, batches, strategy, micro_batches, start[0])
     expected, expected_logs, _ = whole
-    for name, value in expected.items():
-        if name.endswith("key/bias:0"):
-            continue
-        displacement = np.linalg.norm(value - start[1][name])
-        assert displacement > 0, name
-        assert np.linalg.norm(weights[name] - value) <= 1e-4 * displacement, name
+    assert_same_training(weights, expected, start[1])
     for ours, reference in zip(logs, expected_logs, strict=True):
+        assert ours.pop("piece_gradient_norm")[0] > 0
         for name, values in ours.items():
             assert len(values) == replicas
             np.testing.assert_allclose(values, reference[name][0].numpy(), rtol=1e-4, err_msg=name)
+    # The outputs, which the key biases' noise must not reach.
+    ours, reference = (logits(params, start[0], v, v, batch) for v in (weights, expected))
+    np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-4 * np.abs(reference).max())
+
+
+def test_two_workers_train_what_one_does(params, tiny_arguments, batches, start, whole, tmp_path):
+    """Two processes under MultiWorkerMirroredStrategy, with 1, 4 and 16 micro-batches."""
+    cut_batches.save(tmp_path, tiny_arguments, batches, start[0])
+    run_workers([sys.executable, "-m", "tests.bert.cut_batches", str(tmp_path)], 2)
+    for micro_batches in cut_batches.MICRO_BATCHES:
+        found = dict(np.load(tmp_path / f"result{micro_batches}.npz"))
+        logs = {name: found.pop(name) for name in list(found) if name.startswith("log/")}
+        assert_same_training(found, whole[0], start[1])
+        loss = whole[1][-1]["loss"][0].numpy()
+        np.testing.assert_allclose(logs["log/loss"], loss, rtol=1e-5)
+
+
+def test_key_biases_have_no_gradient(params, batch, start) -> None:
+    """Softmax ignores them: what is left is rounding, below 1e-5 of the query bias's gradient."""
+    task = LargeBatchPretrainTask(params.task)
+    model = task.build_model()
+    model.set_weights(start[0])
+    with tf.GradientTape() as tape:
+        sums = pretraining_task.batch_sums(batch, model(batch, training=True))
+        loss = pretraining_task.batch_loss(sums, pretraining_task.batch_denominators(batch))
+    variables = {variable.name: variable for variable in model.trainable_variables}
+    keys = [name for name in variables if name.endswith("key/bias:0")]
+    queries = [name.replace("key", "query") for name in keys]
+    gradients = tape.gradient(loss, [variables[name] for name in keys + queries])
+    norms = [float(tf.norm(gradient)) for gradient in gradients]
+    for key, query in zip(norms[: len(keys)], norms[len(keys) :], strict=True):
+        assert key < 1e-5 * query
 
 
 def test_one_replica_has_model_gardens_loss_and_accuracy(params, batch, start) -> None:
@@ -170,6 +187,6 @@ def test_trained_variables_are_those_with_a_gradient(params, batch) -> None:
 @pytest.mark.parametrize("kind", ["lamb", "block_normalized_adamw", "adamw"])
 def test_the_other_optimizers_train_too(params, batches, start, kind: str) -> None:
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-    weights, logs, _ = train(params, batches, strategy, 0, kind=kind, weights=start[0])
+    weights, logs, _ = train(params, batches[:5], strategy, 1, start[0], kind)
     assert all(np.isfinite(float(log["loss"][0])) for log in logs)
     assert any(np.any(weights[name] != start[1][name]) for name in weights)

@@ -168,7 +168,6 @@ def test_mistakes_end_in_one_line_and_change_nothing(
     fails(with_override("task.model.encoder.bert.vocab_size=999"), capsys, "1024", "999")
     fails(with_override("task.train_data.global_batch_size=0"), capsys, "global_batch_size is 0")
     fails(with_override("task.micro_batch_size=5"), capsys, "micro_batch_size is 5")
-    fails(with_override("runtime.mixed_precision_dtype=float16"), capsys, "float16")
     fails(with_override("runtime.distribution_strategy=tpu"), capsys, "tpu")
     fails(with_override("runtime.num_gpus=3"), capsys, "num_gpus is 3")
     fails(with_override("task.init_checkpoint=/nowhere"), capsys, "no checkpoint at /nowhere")

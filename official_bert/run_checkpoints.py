@@ -1,0 +1,110 @@
+"""The checkpoints of a run: written by all workers, left by the chief, restored by all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from official_bert import checkpoints, cluster
+from tfrecords.errors import UserError
+
+
+class RunCheckpoints(tf.train.CheckpointManager):
+    """Model Garden's checkpoint manager with what a long run on many workers needs beside it.
+
+    - Every worker restores from `model_dir`, the newest checkpoint that is whole.
+    - All workers take part in a save, as variables on several of them demand; what others than
+      the chief write goes to a folder of their own and is deleted at once. A save is over when
+      the chief's is.
+    - A save that fails, for want of space most often, leaves the earlier checkpoints as they are
+      and nothing of its own.
+
+    Args:
+      checkpoint: what is saved.
+      model_dir: the run's folder.
+      max_to_keep: how many checkpoints stay.
+      global_step: counts the steps; a checkpoint's number is its step.
+      interval: steps between checkpoints.
+      initialize: called where there is nothing to restore.
+    """
+
+    def __init__(
+        self,
+        checkpoint: tf.train.Checkpoint,
+        model_dir: str,
+        *,
+        max_to_keep: int,
+        global_step: tf.Variable,
+        interval: int,
+        initialize: Callable[[], None],
+    ) -> None:
+        self._model_dir = model_dir
+        self._initialize = initialize
+        self._strategy = tf.distribute.get_strategy()
+        self._is_chief = cluster.this_worker(self._strategy).is_chief
+        self._own_folder = None if self._is_chief else tempfile.mkdtemp(prefix="tf_lans_worker")
+        super().__init__(
+            checkpoint,
+            directory=self._own_folder or model_dir,
+            max_to_keep=max_to_keep,
+            step_counter=global_step,
+            checkpoint_interval=interval,
+        )
+
+    def restore_or_initialize(self) -> str | None:
+        """Restores the newest whole checkpoint of the run, or initialises a new one."""
+        prefix = checkpoints.newest_whole(self._model_dir)
+        if prefix is None:
+            self._initialize()
+            return None
+        self._checkpoint.restore(prefix)
+        self._last_checkpoint_step = int(self._step_counter.numpy())
+        return prefix
+
+    def save(
+        self, checkpoint_number: Any = None, check_interval: bool = True, options: Any = None
+    ) -> str | None:
+        """Saves; see the superclass.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        try:
+            prefix = super().save(checkpoint_number, check_interval, options)
+        except tf.errors.OpError as error:
+            step = int(self._step_counter.numpy())
+            self._remove_remains(step)
+            reason = " ".join(str(error.message).split())[:200]
+            raise UserError(
+                f"cannot save the checkpoint of step {step} in {self._directory}: {reason}; the "
+                "checkpoints before it are untouched: make room and start again with the same "
+                "command"
+            ) from error
+        if prefix is None:
+            return None
+        if self._own_folder is not None:
+            self._delete_own(self._own_folder)
+        cluster.wait_for_all(self._strategy)
+        return prefix
+
+    def _delete_own(self, folder: str) -> None:
+        shutil.rmtree(folder)
+        os.mkdir(folder)
+        self._maybe_delete.clear()
+
+    def _remove_remains(self, step: int) -> None:
+        prefix = f"{self._prefix}-{step}"
+        if prefix in self._maybe_delete:
+            return
+        for path in tf.io.gfile.glob(f"{prefix}.*"):
+            tf.io.gfile.remove(path)
+        for path in tf.io.gfile.glob(f"{prefix}_temp*"):
+            tf.io.gfile.rmtree(path)
+
+    def close(self) -> None:
+        """Removes the folder of a worker that is not the chief."""
+        if self._own_folder is not None:
+            shutil.rmtree(self._own_folder, ignore_errors=True)
