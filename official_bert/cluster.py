@@ -3,13 +3,18 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
 from tfrecords.errors import UserError
 
 _JOBS = ("chief", "worker")
+# Below the ports that systems hand out by themselves; a job's tasks on one node follow each other.
+_PORTS = range(20000, 30000)
+_TASKS = re.compile(r"(?P<tasks>\d+)(\(x(?P<nodes>\d+)\))?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,22 +57,86 @@ def find_resolver(
                 f"runtime.task_index is {task_index}; expected 0 to {len(hosts) - 1}, this "
                 f"worker's place in runtime.worker_hosts"
             )
-        return tf.distribute.cluster_resolver.SimpleClusterResolver(
-            tf.train.ClusterSpec({"worker": hosts}),
-            task_type="worker",
-            task_id=task_index,
-            rpc_layer="grpc",
-        )
+        return _resolver(hosts, task_index)
     if environment.get("TF_CONFIG"):
         _check_tf_config(environment["TF_CONFIG"])
         return tf.distribute.cluster_resolver.TFConfigClusterResolver()
     if "SLURM_PROCID" in environment:
-        return tf.distribute.cluster_resolver.SlurmClusterResolver()
+        hosts = slurm_hosts(environment, _host_names(environment))
+        return _resolver(hosts, int(environment["SLURM_PROCID"]))
     raise UserError(
         "runtime.distribution_strategy is multi_worker_mirrored, but nothing says who the workers "
         "are: start them with python -m official_bert.launch or srun, or set TF_CONFIG, or "
         "runtime.worker_hosts and runtime.task_index"
     )
+
+
+def _resolver(
+    hosts: Sequence[str], index: int
+) -> tf.distribute.cluster_resolver.SimpleClusterResolver:
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(hosts)}),
+        task_type="worker",
+        task_id=index,
+        rpc_layer="grpc",
+    )
+
+
+def slurm_hosts(environment: Mapping[str, str], host_names: Sequence[str]) -> list[str]:
+    """`host:port` of every task of a Slurm job step, in the order of their ranks.
+
+    TensorFlow's own SlurmClusterResolver sorts hosts as text, n10 before n9, while Slurm numbers
+    tasks in the order of its node list; and its port is the same for every job.
+
+    Args:
+      environment: of the task: SLURM_STEP_TASKS_PER_NODE such as "2(x3),1", SLURM_JOB_ID.
+      host_names: the step's nodes in Slurm's order, as `scontrol show hostnames` prints them.
+
+    Raises:
+      UserError: a variable is missing, or they contradict each other.
+
+    Example:
+      >>> slurm_hosts({"SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_JOB_ID": "7"}, ["n9", "n10"])
+      ['n9:20007', 'n9:20008', 'n10:20007']
+    """
+    try:
+        tasks = environment["SLURM_STEP_TASKS_PER_NODE"]
+        port = _PORTS.start + int(environment["SLURM_JOB_ID"]) % len(_PORTS)
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"Slurm's environment has no usable {error}; start the workers with srun, or give "
+            "runtime.worker_hosts and runtime.task_index"
+        ) from error
+    counts: list[int] = []
+    for part in tasks.split(","):
+        found = _TASKS.fullmatch(part)
+        if found is None:
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE is {tasks!r}; expected such as 2(x3),1")
+        counts += [int(found["tasks"])] * int(found["nodes"] or 1)
+    if len(counts) != len(host_names):
+        raise UserError(
+            f"SLURM_STEP_TASKS_PER_NODE is {tasks!r}, for {len(counts)} nodes, but the step has "
+            f"{len(host_names)}: {', '.join(host_names)}"
+        )
+    return [
+        f"{host}:{port + local}"
+        for host, count in zip(host_names, counts, strict=True)
+        for local in range(count)
+    ]
+
+
+def _host_names(environment: Mapping[str, str]) -> list[str]:
+    nodes = environment.get("SLURM_STEP_NODELIST", "")
+    try:
+        printed = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"cannot ask Slurm for the nodes of {nodes!r} ({error}); give runtime.worker_hosts and "
+            "runtime.task_index"
+        ) from error
+    return printed.split()
 
 
 def _check_tf_config(text: str) -> None:

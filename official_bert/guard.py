@@ -64,10 +64,10 @@ def diverged(
     step = row["step"]
     return UserError(
         f"the gradients of steps {step - in_a_row + 1} to {step} were not finite, "
-        f"{in_a_row} in a row (trainer.max_skipped_steps); loss {row.get('loss')}; largest gradient "
-        f"norms by block: {largest}. The weights before them are in {checkpoint}: lower the "
-        "learning rate or lengthen the warm-up in another --model_dir with task.init_checkpoint, or "
-        "look at the data of these steps"
+        f"{in_a_row} in a row (trainer.max_skipped_steps); loss {row.get('loss')}; largest "
+        f"gradient norms by block: {largest}. The weights before them are in {checkpoint}: lower "
+        "the learning rate or lengthen the warm-up in another --model_dir with "
+        "task.init_checkpoint, or look at the data of these steps"
     )
 
 

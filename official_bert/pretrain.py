@@ -69,15 +69,17 @@ def body(flag_values: flags.FlagValues) -> None:
         for recipe in (flag_values.phase1, flag_values.phase2)
     ]
     _check_runtime(*phases)
+    for params, folder in zip(phases, folders, strict=True):
+        preflight.check(params, "train_and_eval", folder)
     # Before anything is computed: TensorFlow wants a strategy over several workers first of all.
     strategy = devices.build_strategy(phases[0].runtime)
+    workers, replicas = cluster.this_worker(strategy).count, strategy.num_replicas_in_sync
+    phases[1] = phases[1].replace(task=phases[1].task.replace(init_checkpoint=folders[0]))
+    for params, folder in zip(phases, folders, strict=True):
+        preflight.check_batches(params, "train_and_eval", workers=workers, replicas=replicas)
+        runner.check_model_dir(params, folder, strategy=strategy)
     stop = interruption.StopRequest()
     with interruption.stops_on_sigterm(stop, flag_values.grace_seconds):
-        for params in phases:
-            preflight.check(params, "train_and_eval")
-        phases[1] = phases[1].replace(task=phases[1].task.replace(init_checkpoint=folders[0]))
-        for params, folder in zip(phases, folders, strict=True):
-            runner.check_model_dir(params, folder, strategy=strategy)
         _run_phases(phases, folders, strategy, stop)
 
 

@@ -9,6 +9,7 @@ the end `README.md`, the model card.
 import contextlib
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
@@ -31,6 +32,8 @@ from official_bert import (
     model_card,
     noise_scale,
     optimization,
+    preflight,
+    ranges,
 )
 from official_bert.global_batch import StepSettings
 from official_bert.pretraining_task import with_heads_of_data
@@ -88,19 +91,22 @@ def run(
     """
     if mode not in MODES:
         raise UserError(f"--mode is {mode!r}; expected one of {', '.join(MODES)}")
-    _check_numbers(params, mode)
+    for problem in ranges.problems(params, mode).values():
+        raise UserError(problem)
     strategy = strategy or devices.build_strategy(params.runtime)
     params = _completed(params, mode, strategy)
     changes = continuation.check(params, model_dir, mode)
     performance.set_mixed_precision_policy(params.runtime.mixed_precision_dtype or "float32")
-    _check_batches(params, strategy.num_replicas_in_sync)
+    workers, replicas = cluster.this_worker(strategy), strategy.num_replicas_in_sync
+    preflight.check_batches(params, mode, workers=workers.count, replicas=replicas)
     tf_keras.utils.set_random_seed(params.task.seed)
     interruption.beat()
     screen = sys.stdout
     with (
         devices.determinism(params.runtime, strategy),
-        # orbit prints a running commentary of its own; ours is the progress bar.
-        contextlib.redirect_stdout(sys.stderr),
+        # orbit prints a running commentary, which it logs as well; ours is the progress bar.
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
         _user_errors(),
         strategy.scope(),
     ):
@@ -272,12 +278,11 @@ class _Run:
         del output
         rows = self.trainer.step_rows
         summary = self.step % self.params.trainer.summary_interval == 0
-        if summary and rows:
+        if summary:
             rows[-1] |= self._optimizer_scalars()
         self.files.add_steps(rows, self.trainer.loop_seconds, summary)
+        self._show(rows)
         interruption.beat()
-        if rows:
-            self._show(rows)
         if summary:
             self._summarize_noise_scale()
         reached = self.guard.see(rows)
@@ -394,33 +399,6 @@ def build_trainer(
 
 def _next_multiple(step: int, interval: int) -> int:
     return (step // interval + 1) * interval
-
-
-def _check_numbers(params: config_definitions.ExperimentConfig, mode: str) -> None:
-    trainer = params.trainer
-    positive = ["steps_per_loop", "summary_interval", "checkpoint_interval", "validation_interval"]
-    if mode != "eval":
-        positive.append("train_steps")
-    for name in positive:
-        if getattr(trainer, name) < 1:
-            raise UserError(f"trainer.{name} is {getattr(trainer, name)}; expected at least 1")
-
-
-def _check_batches(params: config_definitions.ExperimentConfig, replicas: int) -> None:
-    micro = getattr(params.task, "micro_batch_size", 0)
-    for name in ("train_data", "validation_data"):
-        size = getattr(params.task, name).global_batch_size
-        if size < 1 or size % replicas:
-            raise UserError(
-                f"task.{name}.global_batch_size is {size}; expected a positive multiple of the "
-                f"{replicas} replicas, such as {max(1, round(size / replicas)) * replicas}"
-            )
-    share = params.task.train_data.global_batch_size // replicas
-    if micro < 0 or (micro and share % micro):
-        raise UserError(
-            f"task.micro_batch_size is {micro}; expected 0 or a divisor of the {share} examples "
-            "of each replica"
-        )
 
 
 def _check_exclusions(params: config_definitions.ExperimentConfig, paths: list[str]) -> None:

@@ -55,17 +55,17 @@ def body(flag_values: flags.FlagValues) -> None:
     params = configuration.load(
         flag_values.experiment, flag_values.config_file, flag_values.params_override
     )
+    mode, model_dir = flag_values.mode, flag_values.model_dir
+    preflight.check(params, mode, model_dir)
     # Before anything is computed: TensorFlow wants a strategy over several workers first of all.
     strategy = devices.build_strategy(params.runtime)
+    worker = cluster.this_worker(strategy)
     stop = interruption.StopRequest()
     with interruption.stops_on_sigterm(stop, flag_values.grace_seconds):
-        preflight.check(params, flag_values.mode)
-        result = runner.run(
-            params, flag_values.model_dir, flag_values.mode, strategy=strategy, stop=stop
-        )
-    if not cluster.this_worker(strategy).is_chief:
+        result = runner.run(params, model_dir, mode, strategy=strategy, stop=stop)
+    if not worker.is_chief:
         return
-    print(f"{flag_values.model_dir}: step {result.global_step}")
+    print(f"{model_dir}: step {result.global_step}")
     for name, value in result.evaluation.items():
         print(f"  {name} {value:.4f}")
 

@@ -4,7 +4,7 @@ import os
 import platform
 from importlib import metadata
 
-_PACKAGES = ("tf-lans", "tensorflow", "tf_keras", "tf-models-official", "numpy")
+_PACKAGES = ("tf-lans", "tensorflow", "keras", "tf_keras", "tf-models-official", "numpy")
 
 
 def installed() -> dict[str, str]:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from official.core import config_definitions
 
 from official_bert import optimization
+from official_bert.global_batch import StepSettings
 from official_bert.pretraining_task import LargeBatchPretrainTask
 
 BATCH, STEPS = 64, 20
@@ -35,6 +36,7 @@ def train(
     micro_batches: int,
     weights: Sequence[np.ndarray],
     kind: str = "lans",
+    compiled: bool = False,
 ):
     """Weights by name, logs and model after one update per batch, from the same start."""
     replicas = strategy.num_replicas_in_sync
@@ -42,6 +44,7 @@ def train(
     with strategy.scope():
         micro = size if micro_batches > 1 else 0
         task = LargeBatchPretrainTask(params.task.replace(micro_batch_size=micro))
+        task.step_settings = StepSettings(compiled=compiled)
         model = task.build_model()
         model.set_weights(weights)
         config = params.trainer.optimizer_config

@@ -78,15 +78,18 @@ def logits(params, weights, names, values, batch):
 
 
 @pytest.mark.parametrize(
-    ("replicas", "micro_batches"), [(1, 4), (1, 16), (2, 1), (2, 4), (2, 16)], ids=str
+    ("replicas", "micro_batches", "compiled"),
+    [(1, 4, False), (1, 16, False), (2, 1, False), (2, 4, False), (2, 16, False), (2, 4, True)],
+    ids=str,
 )
 def test_the_step_does_not_depend_on_how_the_batch_was_cut(
-    params, batches, batch, start, whole, replicas: int, micro_batches: int
+    params, batches, batch, start, whole, replicas: int, micro_batches: int, compiled: bool
 ) -> None:
+    """Nor on whether forward and backward are one XLA program."""
     name = "mirrored" if replicas > 1 else "one_device"
     strategy = devices.build_strategy(params.runtime.replace(distribution_strategy=name))
     assert strategy.num_replicas_in_sync == replicas
-    weights, logs, _ = train(params, batches, strategy, micro_batches, start[0])
+    weights, logs, _ = train(params, batches, strategy, micro_batches, start[0], compiled=compiled)
     expected, expected_logs, _ = whole
     assert_same_training(weights, expected, start[1])
     for ours, reference in zip(logs, expected_logs, strict=True):

@@ -1,0 +1,432 @@
+r"""Says what a machine and a recipe are, and what will not work, before anything is built.
+
+Example::
+
+  python -m official_bert.doctor --config_file=bert_large_phase1.yaml \
+    --params_override=task.train_data.input_path=shards --model_dir=run/phase1
+
+Prints versions, devices, the numbers that follow from the recipe, an estimate of the memory, and
+every problem that a run would stop at, not the first alone. Exits with 0 where there is none, and
+with 2 otherwise. The flags are those of official_bert.train.
+"""
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import tensorflow as tf
+from absl import flags
+from official.core import config_definitions
+
+import tfrecords
+from official_bert import (
+    cluster,
+    configuration,
+    estimates,
+    experiments,
+    metrics_log,
+    noise_scale,
+    preflight,
+    ranges,
+    versions,
+)
+from official_bert.machine import Machine, device_problems, probe
+from official_bert.pretraining_task import LargeBatchPretrainConfig
+from tfrecords import command, decoding, schema
+from tfrecords.errors import UserError
+
+MODES = ("train", "eval", "train_and_eval")
+_ALONE, _TOGETHER = ("one_device", "mirrored"), "multi_worker_mirrored"
+# The share of a device from which an estimate, which knows no temporary buffers, is a warning.
+_TIGHT = 0.5
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "experiment", experiments.PRETRAINING, "Registered experiment.", flag_values=FLAGS
+)
+flags.DEFINE_multi_string(
+    "config_file", [], "YAML file, or the name of a packaged recipe; later ones win.",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_string(
+    "params_override", "", "YAML, JSON, a file, or a.b=1,c.d=x; wins over the files.",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_enum("mode", "train_and_eval", MODES, "What is to be run.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "model_dir", "", "Folder of the run, whose disk and gradient norms are looked at.",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer(
+    "num_workers", None, "Workers of the run; unset: those of the cluster that training would "
+    "find, or one.", lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
+
+Rows = Sequence[tuple[str, str]]
+
+
+def runtime_problems(
+    runtime: config_definitions.RuntimeConfig, seen: Mapping[str, int]
+) -> Iterator[str]:
+    """A strategy that this machine cannot run.
+
+    Args:
+        runtime: `runtime`.
+        seen: what TensorFlow sees, a count by type: "GPU", "TPU".
+    """
+    name = runtime.distribution_strategy.lower()
+    if runtime.num_gpus > seen["GPU"]:
+        yield (
+            f"runtime.num_gpus is {runtime.num_gpus}, TensorFlow sees {seen['GPU']}; lower it, or "
+            "install tf-lans[cuda] and check nvidia-smi"
+        )
+    if name == "tpu" and not runtime.tpu and not seen["TPU"]:
+        yield (
+            "runtime.distribution_strategy is tpu, TensorFlow sees no TPU and runtime.tpu names "
+            "none: run this on the TPU's machine, or set runtime.tpu"
+        )
+
+
+def runtime_warnings(
+    params: config_definitions.ExperimentConfig, machine: Machine, on_cpu: bool
+) -> Iterator[str]:
+    """A precision that the device computes in slowly."""
+    dtype = params.runtime.mixed_precision_dtype
+    if on_cpu and (dtype == "float16" or (dtype == "bfloat16" and not machine.bfloat16)):
+        yield (
+            f"runtime.mixed_precision_dtype is {dtype}, for which this processor has no "
+            "instructions: float32 is faster here"
+        )
+
+
+def replicas_of_worker(runtime: config_definitions.RuntimeConfig, seen: Mapping[str, int]) -> int:
+    """The replicas that `devices.build_strategy` makes of each worker.
+
+    Args:
+        runtime: `runtime`, its fields in their ranges.
+        seen: what TensorFlow sees, a count by type: "GPU", "TPU" and the logical "CPU"s. A TPU
+            that is not here counts as one replica.
+    """
+    name = runtime.distribution_strategy.lower()
+    if name == "mirrored":
+        return runtime.num_gpus or seen["CPU"]
+    if name == _TOGETHER:
+        return runtime.num_gpus or seen["GPU"] or 1
+    return max(1, seen["TPU"]) if name == "tpu" else 1
+
+
+def count_workers(runtime: config_definitions.RuntimeConfig) -> int:
+    """The workers of the cluster that training would find.
+
+    Raises:
+        UserError: the strategy spans several, and nothing says how many.
+    """
+    if runtime.distribution_strategy.lower() != _TOGETHER:
+        return 1
+    resolver = cluster.find_resolver(runtime.worker_hosts, runtime.task_index)
+    jobs = resolver.cluster_spec().as_dict()
+    return sum(len(jobs.get(job, [])) for job in ("chief", "worker"))
+
+
+def tensorflow_devices() -> dict[str, int]:
+    """The GPUs, TPUs and logical CPUs that TensorFlow sees, a count by type."""
+    seen = {kind: len(tf.config.list_physical_devices(kind)) for kind in ("GPU", "TPU")}
+    # Nothing here needs a GPU, and a run may be using it: left visible, it would be taken.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
+    return seen | {"CPU": len(tf.config.list_logical_devices("CPU"))}
+
+
+def table(title: str, rows: Rows) -> str:
+    """A section of the report: a title and aligned rows.
+
+    Example:
+        >>> print(table("Batch", [("steps", "10"), ("epochs", "0.5")]))
+        Batch
+          steps   10
+          epochs  0.5
+    """
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def device_rows(machine: Machine, seen: Mapping[str, int]) -> Rows:
+    """The machine's devices, and how many of them TensorFlow sees."""
+    memory = estimates.in_words(machine.memory_bytes) if machine.memory_bytes else "unknown"
+    bfloat16 = " and ".join(machine.bfloat16) or "no instructions"
+    gpus = "none"
+    if machine.gpus:
+        kinds = ", ".join(sorted(set(machine.gpus)))
+        size = f", {estimates.in_words(machine.gpu_bytes)} each" if machine.gpu_bytes else ""
+        gpus = f"{len(machine.gpus)} ({kinds}{size}), TensorFlow sees {seen['GPU']}"
+    tpus = f"{machine.tpus} chips, TensorFlow sees {seen['TPU']}" if machine.tpus else "none"
+    processors = f"logical processors: {machine.cores}; memory: {memory}; bfloat16: {bfloat16}"
+    return [("CPU", processors), ("GPU", gpus), ("TPU", tpus)]
+
+
+def batch_rows(batches: estimates.Batches, workers: int, replicas: int) -> Rows:
+    """How the run cuts its examples."""
+    epochs = "unknown: no shards"
+    if batches.epochs is not None:
+        epochs = f"{batches.epochs:.4g} over {batches.split_examples:,} examples"
+    passes = (
+        f"1 of {batches.micro_batches:,} a step" if batches.micro_batches > 1 else "all at once"
+    )
+    return [
+        ("steps", f"{batches.steps:,}"),
+        ("examples in all", f"{batches.examples:,}"),
+        ("epochs", epochs),
+        ("global batch", f"{batches.global_batch:,}"),
+        ("of a worker", f"{batches.per_worker:,} (workers: {workers:,})"),
+        ("of a replica", f"{batches.per_replica:,} (replicas: {replicas:,})"),
+        ("of a micro-batch", f"{batches.per_micro_batch:,} ({passes})"),
+        ("tokens a step", f"{batches.tokens_per_step:,}"),
+    ]
+
+
+def rate_rows(params: config_definitions.ExperimentConfig) -> Rows:
+    """The learning rate at the points that matter."""
+    rates = estimates.learning_rates(params.trainer.optimizer_config, params.trainer.train_steps)
+    return [(f"step {rate.step:,}", f"{rate.rate:.6g} ({rate.name})") for rate in rates]
+
+
+def model_rows(params: config_definitions.ExperimentConfig) -> Rows:
+    """Weights, and what keeping them costs on disk."""
+    task = params.task
+    count = estimates.parameters(task.model, task.train_data.use_next_sentence_label)
+    size = preflight.checkpoint_bytes(params) or 0
+    kept = params.trainer.max_to_keep
+    return [
+        ("parameters", f"{count.model:,}, of which {count.trained:,} are trained"),
+        (
+            "a checkpoint",
+            f"{estimates.in_words(size)}; {kept} kept: {estimates.in_words(kept * size)}",
+        ),
+    ]
+
+
+def memory_rows(memory: estimates.Memory, copies: int, limit: int | None) -> Rows:
+    """The estimate by part, and the device it must fit in.
+
+    Args:
+        memory: of a replica.
+        copies: replicas that share the device.
+        limit: the device's bytes; None where they are not known.
+    """
+    rows = [(name, estimates.in_words(value)) for name, value in vars(memory).items()]
+    of_all = f" for each of {copies} replicas on one CPU" if copies > 1 else ""
+    size = estimates.in_words(limit) if limit else "unknown"
+    return [*rows, ("total", estimates.in_words(memory.total) + of_all), ("the device has", size)]
+
+
+def noise_rows(model_dir: str, batches: estimates.Batches) -> Rows:
+    """The gradient noise scale beside the batch, where a run has left its gradients' norms."""
+    path = os.path.join(model_dir, metrics_log.METRICS)
+    if not model_dir or not tf.io.gfile.exists(path):
+        return []
+    found = noise_scale.from_rows(metrics_log.read(path), batches.global_batch, batches.pieces)
+    if found is None:
+        return []
+    return [
+        ("noise scale", f"{found.rounded} examples, over the last {found.steps:,} steps"),
+        ("is the batch too large?", found.verdict(batches.global_batch)),
+    ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was found out about one recipe on one machine.
+
+    Attributes:
+        sections: text to print, a table each.
+        problems: what will not work.
+        warnings: what will work, but not as it might.
+    """
+
+    sections: tuple[str, ...]
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def examine(
+    params: config_definitions.ExperimentConfig,
+    mode: str,
+    model_dir: str,
+    machine: Machine,
+    seen: Mapping[str, int],
+    num_workers: int | None = None,
+) -> Report:
+    """Derives a recipe's numbers and collects every problem; builds nothing, writes nothing.
+
+    Args:
+        params: the config, types checked.
+        mode: `train`, `eval` or `train_and_eval`.
+        model_dir: folder of the run; "" for none.
+        machine: from `probe`.
+        seen: from `tensorflow_devices`.
+        num_workers: workers of the run; None means those of the cluster.
+    """
+    params, workers, problems, warnings = _with_workers(params, num_workers)
+    sections: list[str] = []
+    replicas = workers * max(1, replicas_of_worker(params.runtime, seen))
+    problems += runtime_problems(params.runtime, seen)
+    problems += preflight.problems(params, mode, model_dir, workers=workers, replicas=replicas)
+    out_of_range = ranges.problems(params, mode)
+    warnings += preflight.warnings(params, mode, model_dir)
+    is_cut = not any(preflight.batch_problems(params, mode, workers=workers, replicas=replicas))
+
+    def is_sound(*parts: str) -> bool:
+        return not any(field.startswith(parts) for field in out_of_range)
+
+    trains = "train" in mode and is_sound("trainer.train_steps")
+    is_bert = _is_bert(params.task)
+    manifest = _manifest(params.task.train_data)
+    batches = None
+    if trains and is_cut and is_sound("task.", "runtime."):
+        examples = _examples(manifest, params.task.train_data)
+        batches = estimates.batches(
+            params, workers=workers, replicas=replicas, split_examples=examples
+        )
+        sections.append(table("Training batches", batch_rows(batches, workers, replicas)))
+    if trains:
+        with contextlib.suppress(UserError):  # it is among the problems
+            sections.append(table("Learning rate", rate_rows(params)))
+    if is_bert and is_sound("task.model."):
+        sections.append(table("Model", model_rows(params)))
+    if batches is not None and is_bert:
+        section, more = _memory(params, batches, machine, seen, replicas // workers, manifest)
+        sections.append(section)
+        warnings += more
+    if batches is not None and (noise := noise_rows(model_dir, batches)):
+        sections.append(table("Gradient noise", noise))
+    return Report(
+        sections=tuple(sections),
+        problems=tuple(dict.fromkeys(problems)),
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _with_workers(
+    params: config_definitions.ExperimentConfig, num_workers: int | None
+) -> tuple[config_definitions.ExperimentConfig, int, list[str], list[str]]:
+    """The config as so many workers run it, their number, and the problems and warnings of it."""
+    runtime = params.runtime
+    if num_workers is None:
+        try:
+            return params, count_workers(runtime), [], []
+        except UserError as error:
+            return params, 1, [str(error)], []
+    if num_workers == 1 or runtime.distribution_strategy.lower() not in _ALONE:
+        return params, num_workers, [], []
+    warning = (
+        f"runtime.distribution_strategy is {runtime.distribution_strategy}, and --num_workers "
+        f"{num_workers}: examined as {_TOGETHER}, as official_bert.launch starts it; elsewhere "
+        "each worker would train alone"
+    )
+    return params.replace(runtime={"distribution_strategy": _TOGETHER}), num_workers, [], [warning]
+
+
+def _memory(
+    params: config_definitions.ExperimentConfig,
+    batches: estimates.Batches,
+    machine: Machine,
+    seen: Mapping[str, int],
+    replicas: int,
+    manifest: tfrecords.Manifest | None,
+) -> tuple[str, list[str]]:
+    """The section about memory, and the warnings."""
+    runtime = params.runtime
+    name = runtime.distribution_strategy.lower()
+    on_gpu = runtime.num_gpus > 0 or (name == _TOGETHER and seen["GPU"] > 0)
+    on_cpu = not on_gpu and name != "tpu"
+    memory = estimates.memory(
+        params,
+        examples=batches.per_micro_batch,
+        micro_batches=batches.micro_batches,
+        predictions=_predictions(manifest, params.task.train_data),
+    )
+    copies = replicas if on_cpu else 1
+    limit = machine.gpu_bytes if on_gpu else machine.memory_bytes if on_cpu else None
+    warnings = list(runtime_warnings(params, machine, on_cpu))
+    needed = copies * memory.total
+    if limit is not None and needed > _TIGHT * limit:
+        warnings.append(
+            f"training takes about {estimates.in_words(needed)} and what the framework keeps on "
+            f"top, the device has {estimates.in_words(limit)}: it "
+            f"{'will' if needed > limit else 'may'} not fit; lower task.micro_batch_size, now "
+            f"{batches.per_micro_batch}"
+        )
+    return table("Memory of a replica, estimated", memory_rows(memory, copies, limit)), warnings
+
+
+def _is_bert(task: config_definitions.TaskConfig) -> bool:
+    return isinstance(task, LargeBatchPretrainConfig) and preflight.is_bert(task)
+
+
+def _manifest(data: config_definitions.DataConfig) -> tfrecords.Manifest | None:
+    try:
+        return tfrecords.Manifest.load(data.input_path) if data.input_path else None
+    except UserError:  # it is among the problems
+        return None
+
+
+def _examples(
+    manifest: tfrecords.Manifest | None, data: config_definitions.DataConfig
+) -> int | None:
+    if manifest is None or data.seq_length not in manifest.seq_lengths:
+        return None
+    return manifest.num_examples(schema.TRAIN, data.seq_length)
+
+
+def _predictions(manifest: tfrecords.Manifest | None, data: config_definitions.DataConfig) -> int:
+    """M of the shards, or what BERT's rate of masks makes of a row."""
+    if manifest is None or data.seq_length not in manifest.seq_lengths:
+        rate = 0.15 if data.masked_lm_prob is None else data.masked_lm_prob
+        return data.max_predictions_per_seq or schema.default_max_predictions(data.seq_length, rate)
+    choice = decoding.MaskingChoice(
+        masked_lm_prob=data.masked_lm_prob, max_predictions_per_seq=data.max_predictions_per_seq
+    )
+    return choice.max_predictions(manifest, data.seq_length)
+
+
+def body(flag_values: flags.FlagValues) -> None:
+    """Prints the report; a `UserError` at its end is the exit code."""
+    machine, seen = probe(), tensorflow_devices()
+    print(table("Versions", list(versions.installed().items())))
+    print(table("Devices", device_rows(machine, seen)), flush=True)
+    problems = [*device_problems(machine, seen, os.environ.get("CUDA_VISIBLE_DEVICES"))]
+    warnings: Iterable[str] = ()
+    experiments.register()
+    try:
+        params = configuration.load(
+            flag_values.experiment, flag_values.config_file, flag_values.params_override
+        )
+    except UserError as error:
+        problems.append(str(error))
+    else:
+        mode, model_dir = flag_values.mode, flag_values.model_dir
+        report = examine(params, mode, model_dir, machine, seen, flag_values.num_workers)
+        for section in report.sections:
+            print(section)
+        problems, warnings = [*problems, *report.problems], report.warnings
+    _print_list("Worth knowing", warnings)
+    _print_list("What will not work", problems or ["nothing found"])
+    sys.stdout.flush()
+    if problems:
+        raise UserError(f"{len(problems)} of the checks failed; see 'What will not work'")
+
+
+def _print_list(title: str, lines: Iterable[str]) -> None:
+    if lines:
+        print("\n".join([title, *(f"  - {line}" for line in lines)]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; see the module's docstring."""
+    return command.run(body, FLAGS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

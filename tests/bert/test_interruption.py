@@ -1,0 +1,259 @@
+"""Runs that are stopped, whose checkpoints are damaged, whose disk is full, whose loss is lost."""
+
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from official_bert import checkpoints, guard, interruption, metrics_log, run_files, runner, train
+from tfrecords.errors import UserError
+
+SCHEDULE = "trainer__optimizer_config__learning_rate__warmup_constant_decay__"
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def with_dropout(tiny):
+    encoder = "task__model__encoder__bert__"
+
+    def make(**overrides):
+        rates = {f"{encoder}dropout_rate": 0.1, f"{encoder}attention_dropout_rate": 0.1}
+        steps = {"trainer__train_steps": STEPS, "trainer__max_to_keep": 3}
+        return tiny(**(rates | steps | overrides))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, with_dropout) -> pathlib.Path:
+    """A run that nothing disturbed."""
+    model_dir = tmp_path_factory.mktemp("whole")
+    runner.run(with_dropout(), str(model_dir))
+    return model_dir
+
+
+def tensors(model_dir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Of the last checkpoint; how often a run was saved is its own affair."""
+    reader = tf.train.load_checkpoint(str(model_dir))
+    names = reader.get_variable_to_shape_map()
+    return {
+        name: reader.get_tensor(name)
+        for name in names
+        if "save_counter" not in name and "OBJECT_GRAPH" not in name
+    }
+
+
+def assert_same_run(model_dir: pathlib.Path, whole: pathlib.Path) -> None:
+    """Every logged number, every weight and every moment, bit for bit."""
+    for name in (metrics_log.METRICS, metrics_log.EVALUATIONS):
+        assert (model_dir / name).read_text() == (whole / name).read_text()
+    found, expected = tensors(model_dir), tensors(whole)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].tobytes() == value.tobytes(), name
+
+
+def arguments(model_dir: pathlib.Path, tiny_arguments, *overrides: str) -> list[str]:
+    config_file, data = tiny_arguments
+    bert = "task.model.encoder.bert"
+    text = [data, f"{bert}.dropout_rate=0.1,{bert}.attention_dropout_rate=0.1"]
+    text += [f"trainer.train_steps={STEPS},trainer.max_to_keep=3", *overrides]
+    return [
+        f"--config_file={config_file}",
+        f"--model_dir={model_dir}",
+        f"--params_override={','.join(text)}",
+    ]
+
+
+def test_sigterm_saves_at_a_step_boundary_and_asks_to_be_started_again(
+    tmp_path, whole, tiny_arguments, monkeypatch, capsys
+) -> None:
+    """The signal comes between two loops, so the next ends after its first step."""
+    add_steps, ask = run_files.RunFiles.add_steps, interruption.StopRequest.set
+    asked = threading.Event()
+
+    def set_and_tell(self):
+        ask(self)
+        asked.set()
+
+    def then_sigterm(self, rows, seconds, summary):
+        add_steps(self, rows, seconds, summary)
+        if rows[-1]["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked.wait(60)
+
+    monkeypatch.setattr(interruption.StopRequest, "set", set_and_tell)
+    monkeypatch.setattr(run_files.RunFiles, "add_steps", then_sigterm)
+    command = arguments(tmp_path, tiny_arguments)
+    assert train.main(command) == interruption.EXIT_RESTART
+    stopped = metrics_log.read(tmp_path / metrics_log.METRICS)[-1]["step"]
+    assert stopped == 5  # the first of a loop of two
+    assert checkpoints.latest(str(tmp_path)).endswith(f"ckpt-{stopped}")
+    error = capsys.readouterr().err
+    assert f"stopped at step {stopped}" in error
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.undo()
+    assert train.main(command) == 0
+    assert_same_run(tmp_path, whole)
+
+
+WAITS = """
+import os, signal, sys, threading
+from official_bert import interruption
+stop = interruption.StopRequest()
+with interruption.stops_on_sigterm(stop, float(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait()
+"""
+
+
+def test_without_a_boundary_the_process_ends_in_time() -> None:
+    """The main thread waits for ever, as in a step that takes hours."""
+    ended = subprocess.run(
+        [sys.executable, "-c", WAITS, "0.1"], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == interruption.EXIT_RESTART
+    assert "within 0.1 s of SIGTERM" in ended.stderr
+
+
+def cut_short(prefix: str) -> None:
+    path = pathlib.Path(f"{prefix}.data-00000-of-00001")
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip_a_bit(prefix: str) -> None:
+    path = pathlib.Path(f"{prefix}.data-00000-of-00001")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def lose_the_index(prefix: str) -> None:
+    pathlib.Path(f"{prefix}.index").unlink()
+
+
+@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lose_the_index])
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    tmp_path, with_dropout, whole, damage, caplog
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    newest = checkpoints.latest(str(run))
+    damage(newest)
+    before = checkpoints.newest_whole(str(run))
+    assert before.endswith("ckpt-10") and "ckpt-12 is damaged" in caplog.text
+    runner.run(with_dropout(), str(run))
+    assert_same_run(run, whole)
+    assert checkpoints.latest(str(run)) == newest
+
+
+def test_no_whole_checkpoint_is_an_error(tmp_path, with_dropout, whole) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for path in run.glob("ckpt-*.index"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 3 checkpoints"):
+        runner.run(with_dropout(), str(run))
+
+
+def test_a_full_disk_ends_the_run_and_spares_what_was_saved(
+    tmp_path, with_dropout, whole, monkeypatch
+) -> None:
+    """No file may grow beyond 50 kB, half of a checkpoint, from step 6 on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    add_steps = run_files.RunFiles.add_steps
+
+    def then_full(self, rows, seconds, summary):
+        add_steps(self, rows, seconds, summary)
+        if rows[-1]["step"] == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+
+    monkeypatch.setattr(run_files.RunFiles, "add_steps", then_full)
+    try:
+        with pytest.raises(UserError, match="cannot save the checkpoint of step") as caught:
+            runner.run(with_dropout(), str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "make room" in str(caught.value)
+    monkeypatch.undo()
+    saved = checkpoints.latest(str(tmp_path))
+    assert saved.endswith("ckpt-4")
+    numbers = {path.name.split(".")[0] for path in tmp_path.glob("ckpt-*")}
+    assert all(int(name.split("-")[1].split("_")[0]) <= 4 for name in numbers), numbers
+    runner.run(with_dropout(), str(tmp_path))
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_run_that_diverges_ends(tmp_path, tiny) -> None:
+    """At a rate of 1e30 the weights leave float32 after one update; the gradients are NaN."""
+    rate = {f"{SCHEDULE}peak_learning_rate": 1e30}
+    params = tiny(trainer__train_steps=40, trainer__max_skipped_steps=5, **rate)
+    with pytest.raises(UserError, match="not finite, 5 in a row") as caught:
+        runner.run(params, str(tmp_path), "train")
+    rows = metrics_log.read(tmp_path / metrics_log.METRICS)
+    last = rows[-1]["step"]
+    assert last < 12 and rows[-1]["skipped_steps"] >= 5
+    assert "largest gradient norms by block" in str(caught.value)
+    assert "ckpt-" in str(caught.value)
+    assert checkpoints.latest(str(tmp_path))
+    # Started again it ends at once: the count is in the log.
+    with pytest.raises(UserError, match="in a row"):
+        runner.run(params, str(tmp_path), "train")
+
+
+def test_the_guard_counts_over_restarts() -> None:
+    def rows(*skipped: int) -> list[dict]:
+        return [{"step": n, "skipped_steps": count} for n, count in enumerate(skipped, start=1)]
+
+    counting = guard.SkippedStepsGuard(3, rows(0, 1, 2))
+    assert counting.in_a_row == 2
+    assert counting.see(rows(2)) is None and counting.in_a_row == 0
+    assert counting.see(rows(3, 4)) is None
+    assert counting.see(rows(5)) == {"step": 1, "skipped_steps": 5}
+    message = str(guard.diverged({"step": 9, "loss": None}, 3, {"a": 1.0, "b": np.nan}, "ckpt-4"))
+    assert "steps 7 to 9" in message and "b nan, a 1" in message
+
+
+def stopped_on_the_plateau(model_dir, params, monkeypatch) -> int:
+    """Runs until a step on the plateau, as SIGTERM would end it; the step."""
+    stop = interruption.StopRequest()
+    stop.set()
+    with pytest.raises(interruption.Stopped):
+        runner.run(params, str(model_dir), "train", stop=stop)
+    return metrics_log.read(model_dir / metrics_log.METRICS)[-1]["step"]
+
+
+def test_a_run_on_its_plateau_may_be_lengthened(tmp_path, tiny, monkeypatch) -> None:
+    short = {"trainer__train_steps": 6, f"{SCHEDULE}constant_steps": 2}
+    long = {"trainer__train_steps": 10, f"{SCHEDULE}constant_steps": 6}
+    planned, lengthened = tmp_path / "planned", tmp_path / "lengthened"
+    runner.run(tiny(**long), str(planned), "train")
+    assert stopped_on_the_plateau(lengthened, tiny(**short), monkeypatch) == 1
+    runner.run(tiny(**long), str(lengthened), "train")
+    assert (lengthened / "metrics.jsonl").read_text().splitlines()[-1] == (
+        planned / "metrics.jsonl"
+    ).read_text().splitlines()[-1]
+    for name, value in tensors(planned).items():
+        assert tensors(lengthened)[name].tobytes() == value.tobytes(), name
+    changes = [json.loads(line) for line in (lengthened / "changes.jsonl").read_text().splitlines()]
+    assert {(row["field"].split(".")[-1], row["was"], row["now"]) for row in changes} == {
+        ("constant_steps", 2, 6), ("total_steps", 6, 10), ("train_steps", 6, 10)
+    }  # fmt: skip
+    assert {row["step"] for row in changes} == {1}
+
+    # It decays now: step 9 had another rate than a longer plateau would have given it.
+    with pytest.raises(UserError, match="constant_steps was 6, now 8.*gives step 9"):
+        longer = {"trainer__train_steps": 12, f"{SCHEDULE}constant_steps": 8}
+        runner.run(tiny(**longer), str(lengthened), "train")
+    steeper = {**long, f"{SCHEDULE}peak_learning_rate": 0.06}
+    with pytest.raises(UserError, match="peak_learning_rate was 0.05, now 0.06"):
+        runner.run(tiny(**steeper), str(lengthened), "train")

@@ -1,0 +1,441 @@
+"""Everything is checked before step 1: ranges, unread fields, batches, shards, disk."""
+
+import dataclasses
+import json
+import pathlib
+import types
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from official.nlp.configs import bert, encoders
+from tensorflow.python.eager import context
+
+import tfrecords
+from official_bert import (
+    configuration,
+    devices,
+    estimates,
+    experiments,
+    finetune,
+    optimization,
+    preflight,
+    ranges,
+    trainer,
+)
+from official_bert.input import PretrainDataConfig
+from official_bert.pretraining_task import LargeBatchPretrainConfig
+from tests.bert.conftest import SHORT
+from tfrecords.errors import UserError
+
+RECIPES = sorted(path.name for path in pathlib.Path(configuration.CONFIG_FOLDER).glob("*.yaml"))
+ENCODER = "task.model.encoder.bert"
+SCHEDULE = "trainer.optimizer_config.learning_rate"
+OPTIMIZER = "trainer.optimizer_config.optimizer"
+
+
+def load(*pairs: str, recipe: str = "bert_tiny_phase1.yaml"):
+    experiments.register()
+    return configuration.load(experiments.PRETRAINING, [recipe], ",".join(pairs))
+
+
+def nested(field: str, value: object) -> str:
+    """A field and its value as YAML, for values that a.b=c cannot say."""
+    for name in reversed(field.split(".")):
+        value = {name: value}
+    return yaml.safe_dump(value)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_lack_nothing_but_their_data(recipe: str) -> None:
+    found = list(preflight.problems(load(recipe=recipe), "train_and_eval"))
+    assert len(found) == 2
+    for line, part in zip(found, ("train_data", "validation_data"), strict=True):
+        assert line.startswith(f"task.{part}.input_path is empty")
+
+
+OUT_OF_RANGE = {
+    "trainer.train_steps": (0, -3),
+    "trainer.steps_per_loop": (0,),
+    "trainer.summary_interval": (0,),
+    "trainer.checkpoint_interval": (0,),
+    "trainer.validation_interval": (0,),
+    "trainer.validation_steps": (0, -2),
+    "trainer.max_to_keep": (0,),
+    "trainer.max_skipped_steps": (0,),
+    "task.micro_batch_size": (-1,),
+    "task.seed": (-1, 2**32),
+    "task.train_data.global_batch_size": (0, -8),
+    "task.validation_data.global_batch_size": (0,),
+    "task.train_data.seq_length": (0,),
+    "task.train_data.seed": (2**63,),
+    "task.train_data.masked_lm_prob": (0.0, 1.5, float("nan")),
+    "task.train_data.max_predictions_per_seq": (0,),
+    "task.train_data.on_corrupt": ("ignore",),
+    "task.train_data.corrupt_budget": (-1,),
+    f"{ENCODER}.vocab_size": (0,),
+    f"{ENCODER}.hidden_size": (0,),
+    f"{ENCODER}.num_layers": (0,),
+    f"{ENCODER}.num_attention_heads": (0,),
+    f"{ENCODER}.intermediate_size": (0,),
+    f"{ENCODER}.max_position_embeddings": (0,),
+    f"{ENCODER}.type_vocab_size": (0,),
+    f"{ENCODER}.embedding_size": (0,),
+    f"{ENCODER}.dropout_rate": (1.0, -0.1),
+    f"{ENCODER}.attention_dropout_rate": (1.0,),
+    f"{ENCODER}.initializer_range": (0.0, float("inf")),
+    "task.model.mlm_initializer_range": (-0.02,),
+    "runtime.num_gpus": (-1,),
+    "runtime.bytes_per_pack": (-1,),
+    "runtime.num_packs": (-1,),
+    "runtime.task_index": (-2,),
+    "runtime.num_workers": (0,),
+    "runtime.mixed_precision_dtype": ("half",),
+    "runtime.distribution_strategy": ("parameter_server",),
+    "runtime.all_reduce_alg": ("tree",),
+    "runtime.loss_scale": ("static", 0.0, float("nan")),
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, value) for field, values in OUT_OF_RANGE.items() for value in values],
+    ids=str,
+)
+def test_a_value_out_of_range_is_named_with_the_way_out(field: str, value: object) -> None:
+    params = load(nested(field, value))
+    line = ranges.problems(params, "train_and_eval")[field]
+    assert line.startswith(f"{field} is {value!r}; expected ")
+    assert "\n" not in line
+    # The way out is one: with it the field is in its range.
+    way_out = line.split("--params_override=")[1]
+    assert way_out.startswith(f"{field}=")
+    assert field not in ranges.problems(load(way_out), "train_and_eval")
+    with pytest.raises(UserError, match=field.replace(".", r"\.")):
+        preflight.check(params, "train_and_eval")
+
+
+def test_what_a_mode_does_not_read_may_be_anything() -> None:
+    params = load("trainer.train_steps=0", "task.train_data.global_batch_size=0")
+    assert not ranges.problems(params, "eval")
+    assert set(ranges.problems(params, "train")) == {
+        "trainer.train_steps",
+        "task.train_data.global_batch_size",
+    }
+
+
+def test_heads_and_model_gardens_optimizers_have_ranges_too() -> None:
+    heads = [{"inner_dim": 128, "num_classes": 1, "dropout_rate": 1.0, "name": "next_sentence"}]
+    found = ranges.problems(load(nested("task.model.cls_heads", heads)), "train")
+    assert set(found) == {
+        f"task.model.cls_heads[0].{name}" for name in ("num_classes", "dropout_rate")
+    }
+    found = ranges.problems(
+        load(f"{OPTIMIZER}.type=adamw", f"{OPTIMIZER}.adamw.beta_2=1.0"), "train"
+    )
+    assert set(found) == {f"{OPTIMIZER}.adamw.beta_2"}
+
+
+CONFIGS = (
+    (trainer.TrainerConfig, ranges.TRAINER, ranges.UNREAD_TRAINER),
+    (devices.RuntimeConfig, ranges.RUNTIME, ranges.UNREAD_RUNTIME),
+    (LargeBatchPretrainConfig, ranges.TASK, ranges.UNREAD_TASK),
+    (PretrainDataConfig, ranges.DATA, ranges.UNREAD_DATA),
+    (encoders.BertEncoderConfig, ranges.ENCODER, {}),
+    (bert.PretrainerConfig, ranges.MODEL, {}),
+    (bert.ClsHeadConfig, ranges.HEAD, {}),
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "allowed", "unread"), CONFIGS, ids=lambda value: str(value)[:40]
+)
+def test_every_number_is_in_a_table(config, allowed, unread) -> None:
+    fields = {field.name: str(field.type) for field in dataclasses.fields(config)}
+    numbers = {name for name, kind in fields.items() if "int" in kind or "float" in kind}
+    # output_range is refused whatever it is.
+    assert numbers - set(allowed) - set(unread) <= {"output_range"}
+    assert set(allowed) <= set(fields) and set(unread) <= set(fields)
+    assert not set(allowed) & set(unread)
+    for name, entry in allowed.items():
+        assert entry.allows(entry.example), name
+    defaults = config()
+    for name, entry in unread.items():
+        assert getattr(defaults, name) in entry.accepted, name
+
+
+@given(st.integers(), st.floats(allow_nan=True))
+def test_ranges_are_what_their_words_say(integer: int, number: float) -> None:
+    assert ranges.TRAINER["train_steps"].allows(integer) == (integer >= 1)
+    assert ranges.TRAINER["validation_steps"].allows(integer) == (integer >= 1 or integer == -1)
+    assert ranges.TASK["micro_batch_size"].allows(integer) == (integer >= 0)
+    assert ranges.ENCODER["dropout_rate"].allows(number) == (0 <= number < 1)
+    assert ranges.DATA["masked_lm_prob"].allows(number) == (0 < number <= 1)
+    assert ranges.ENCODER["initializer_range"].allows(number) == (0 < number < float("inf"))
+
+
+OTHER = {bool: lambda value: not value, str: lambda value: "x", int: lambda value: value + 7}
+OTHER[float] = OTHER[int]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (path, name)
+        for path, table in (
+            ("trainer", ranges.UNREAD_TRAINER),
+            ("runtime", ranges.UNREAD_RUNTIME),
+            ("task", ranges.UNREAD_TASK),
+            ("task.train_data", ranges.UNREAD_DATA),
+            ("task.validation_data", ranges.UNREAD_DATA),
+        )
+        for name in table
+        if name != "differential_privacy_config"
+    ],
+)
+def test_a_field_that_nothing_reads_is_refused_when_set(path: str, name: str) -> None:
+    params = load()
+    config = params
+    for part in path.split("."):
+        config = getattr(config, part)
+    value = getattr(config, name)
+    other = 3 if value is None else OTHER[type(value)](value)
+    changed = config.replace(**{name: other})
+    *above, last = path.split(".")
+    for part in reversed(above):
+        changed = getattr(params, part).replace(**{last: changed})
+        last = part
+    found = list(ranges.unread(params.replace(**{last: changed}), "train_and_eval"))
+    assert len(found) == 1
+    assert found[0].startswith(f"{path}.{name} is {other!r}, which nothing here reads")
+    assert not list(ranges.unread(params, "train_and_eval"))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        (["trainer.summary_interval=15"], "multiple of trainer.steps_per_loop 10"),
+        ([f"{ENCODER}.num_attention_heads=3"], "hidden_size is 128; expected a multiple"),
+        ([f"{ENCODER}.output_range=1"], "output_range is 1; expected null"),
+        ([f"{ENCODER}.hidden_activation=gelo"], "hidden_activation is 'gelo'"),
+        (["task.model.mlm_activation=gelo"], "mlm_activation is 'gelo'"),
+        (["task.train_data.is_training=false"], "train_data.is_training is False"),
+        (
+            ["task.validation_data.is_training=true", "trainer.validation_steps=-1"],
+            "validation_data.is_training is True, which reads without end",
+        ),
+        (["task.train_data.max_predictions_per_seq=129"], "at most its seq_length 128"),
+        (["task.train_data.seq_length=513"], "seq_length 513 is longer than the encoder's"),
+        (
+            ["runtime.distribution_strategy=mirrored", "runtime.all_reduce_alg=ring"],
+            "with distribution_strategy mirrored expected nccl or hierarchical_copy",
+        ),
+        (["runtime.all_reduce_alg=nccl"], "with distribution_strategy one_device expected null"),
+        (["runtime.loss_scale=128.0"], "expected it with float16 only"),
+        (
+            ["runtime.mixed_precision_dtype=float16", f"{OPTIMIZER}.type=adamw"],
+            "adamw does not skip a step",
+        ),
+        (
+            ["runtime.mixed_precision_dtype=float16", f"{OPTIMIZER}.lans.skip_nonfinite=false"],
+            "skip_nonfinite is False",
+        ),
+        ([f"{OPTIMIZER}.type=sgd", f"{SCHEDULE}.type=null"], "learning_rate.type is None"),
+        ([f"{SCHEDULE}.type=stepwise"], "trainer.optimizer_config"),
+        (["task.micro_batch_size=5"], "micro_batch_size is 5; expected 0 or a divisor of the 32"),
+        (["task.init_checkpoint=/nowhere"], "no checkpoint at /nowhere"),
+    ],
+)
+def test_fields_that_do_not_fit_together(pairs: list[str], words: str) -> None:
+    found = list(preflight.problems(load(*pairs), "train_and_eval"))
+    assert [line for line in found if words in line], found
+    # Nothing else is wrong with it but the data that the recipe lacks.
+    assert len([line for line in found if "input_path is empty" not in line]) == 1, found
+
+
+def test_an_average_that_our_optimizers_do_not_keep_is_refused() -> None:
+    ema = nested("trainer.optimizer_config.ema", {"average_decay": 0.99})
+    assert "optimizer_config.ema is set" in next(ranges.unread(load(ema), "train"))
+
+
+@pytest.mark.parametrize(
+    ("heads", "words"),
+    [
+        ([{"inner_dim": 128, "name": "topic"}], "cls_heads[0].name is 'topic'"),
+        ([{"inner_dim": 64, "name": "next_sentence"}], "inner_dim is 64; expected the encoder's"),
+        ([{"inner_dim": 128, "num_classes": 3, "name": "next_sentence"}], "num_classes is 3"),
+    ],
+)
+def test_heads_that_the_task_cannot_train(heads: list[dict], words: str) -> None:
+    found = list(preflight.problems(load(nested("task.model.cls_heads", heads)), "train"))
+    assert [line for line in found if words in line], found
+
+
+@given(
+    size=st.integers(1, 96),
+    micro=st.integers(0, 12),
+    workers=st.integers(1, 5),
+    per_worker=st.integers(1, 4),
+)
+def test_a_batch_is_refused_just_when_it_cannot_be_cut(size, micro, workers, per_worker) -> None:
+    replicas = workers * per_worker
+    data = types.SimpleNamespace(global_batch_size=size)
+    task = types.SimpleNamespace(train_data=data, micro_batch_size=micro)
+    params = types.SimpleNamespace(task=task)
+    found = list(preflight.batch_problems(params, "train", workers=workers, replicas=replicas))
+    fits = size % replicas == 0 and (micro == 0 or size // replicas % micro == 0)
+    assert bool(found) != fits
+    assert len(found) <= 1
+
+
+def test_the_first_problem_of_a_batch_is_raised() -> None:
+    params = load(
+        "task.train_data.global_batch_size=30", "task.validation_data.global_batch_size=31"
+    )
+    with pytest.raises(UserError, match="task.train_data: global_batch_size 30 .* 4 workers"):
+        preflight.check_batches(params, "train_and_eval", workers=4, replicas=4)
+    with pytest.raises(UserError, match="validation_data.global_batch_size is 31; .* such as 32"):
+        preflight.check_batches(params, "eval", workers=1, replicas=2)
+    preflight.check_batches(params, "train", workers=1, replicas=2)
+
+
+def test_shards_are_refused_in_the_words_of_the_reader(shards, tiny) -> None:
+    manifest = tfrecords.Manifest.load(shards)
+    cases = [(1, 24), (3, 24), (1, 1_000_000), (4, 1_000_000)]
+    refused = 0
+    for workers, batch in cases:
+        data = PretrainDataConfig(input_path=str(shards), seq_length=SHORT, global_batch_size=batch)
+        said = []
+        for worker in range(workers):
+            try:
+                tfrecords.read(
+                    shards,
+                    seq_length=SHORT,
+                    global_batch_size=batch,
+                    num_workers=workers,
+                    worker_index=worker,
+                )
+            except UserError as error:
+                said.append(str(error))
+        refused += bool(said)
+        found = list(preflight.shard_problems(manifest, data, workers))
+        assert found == list(dict.fromkeys(said))
+    assert 0 < refused < len(cases)
+    with pytest.raises(UserError, match="4 shards cannot be dealt out to 3 workers"):
+        preflight.check(
+            tiny(
+                task__train_data__global_batch_size=36, task__validation_data__global_batch_size=36
+            ),
+            "train_and_eval",
+            workers=3,
+            replicas=3,
+        )
+
+
+def test_all_problems_are_collected_and_the_first_is_raised(tiny, tmp_path) -> None:
+    preflight.check(tiny(), "train_and_eval", str(tmp_path))
+    params = tiny(
+        trainer__max_to_keep=0,
+        task__micro_batch_size=5,
+        task__model__encoder__bert__vocab_size=999,
+        runtime__run_eagerly=True,
+    )
+    found = list(preflight.problems(params, "train_and_eval", str(tmp_path)))
+    for words in ("max_to_keep is 0", "run_eagerly is True", "micro_batch_size is 5", "999"):
+        assert [line for line in found if words in line], words
+    with pytest.raises(UserError) as caught:
+        preflight.check(params, "train_and_eval")
+    assert str(caught.value) == found[0]
+
+
+def test_labels_in_one_split_only_are_told_before_the_run(tiny, shards, tmp_path) -> None:
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    for path in shards.iterdir():
+        (folder / path.name).symlink_to(path)
+    stored = json.loads((shards / "manifest.json").read_text())
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").write_text(json.dumps(stored | {"next_sentence": False}))
+    params = tiny(task__validation_data__input_path=folder)
+    found = list(preflight.problems(params, "train_and_eval"))
+    assert len(found) == 1 and "one has next-sentence labels and the other none" in found[0]
+
+
+def test_a_vocabulary_of_segments_too_small_for_pairs(tiny) -> None:
+    params = tiny(task__model__encoder__bert__type_vocab_size=1)
+    assert "type_vocab_size is 1" in next(preflight.problems(params, "train"))
+
+
+def test_the_config_of_a_finetuning_passes(tmp_path) -> None:
+    flag_values = finetune.FLAGS
+    flag_values.unparse_flags()
+    flag_values(["finetune", "--train_file=a", "--dev_file=b", f"--model_dir={tmp_path}"])
+    task = finetune.squad_task.SquadConfig(
+        model=finetune.question_answering.ModelConfig(encoder=encoders.EncoderConfig(type="bert"))
+    )
+    for steps in (1, 1000):
+        params = finetune.experiment(flag_values, task, steps)
+        assert not list(preflight.problems(params, "train_and_eval", str(tmp_path)))
+        assert not list(preflight.warnings(params, "train_and_eval", str(tmp_path)))
+
+
+def test_nothing_is_computed(tiny, monkeypatch, tmp_path) -> None:
+    """A strategy over several workers must be built before TensorFlow computes anything."""
+
+    def refuse(self) -> None:
+        raise AssertionError("TensorFlow was started")
+
+    params = tiny()
+    config = params.trainer.optimizer_config
+    monkeypatch.setattr(context.Context, "ensure_initialized", refuse)
+    with pytest.raises(AssertionError, match="was started"):
+        optimization.build_optimizer(config, 10)
+    preflight.check(params, "train_and_eval", str(tmp_path))
+    preflight.check(tiny(**{f"{OPTIMIZER}.type".replace(".", "__"): "adamw"}), "train_and_eval")
+
+
+SIZE = 1000
+
+
+@given(free=st.integers(0, 9 * SIZE), kept=st.integers(0, 5), most=st.integers(1, 5))
+def test_a_disk_is_refused_below_the_next_checkpoint_and_warned_of_below_all(free, kept, most):
+    refused = preflight.disk_problem("run", free, SIZE, kept)
+    warned = preflight.disk_warning("run", free, SIZE, kept, max_to_keep=most)
+    # Two must fit in all, since the older goes after the newer is whole; and one must be written.
+    assert bool(refused) == (free < SIZE or free + kept * SIZE < 2 * SIZE)
+    assert bool(warned) == (not refused and free + kept * SIZE < (most + 1) * SIZE)
+
+
+def test_a_disk_that_does_not_tell_is_let_be() -> None:
+    assert preflight.free_bytes("gs://bucket/run") is None
+    assert preflight.disk_problem("gs://bucket/run", None, SIZE, 0) is None
+    assert preflight.disk_problem("run", 0, None, 0) is None
+    assert preflight.disk_warning("run", None, SIZE, 0, max_to_keep=5) is None
+
+
+def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path) -> None:
+    assert preflight.free_bytes(str(tmp_path / "a" / "b")) == preflight.free_bytes(str(tmp_path))
+
+
+def test_a_full_disk_ends_a_run_before_it_begins(tiny, tmp_path, monkeypatch) -> None:
+    params = tiny()
+    size = preflight.checkpoint_bytes(params)
+    assert size is not None
+    free = {"bytes": 2 * size - 1}
+    monkeypatch.setattr(preflight, "free_bytes", lambda path: free["bytes"])
+    with pytest.raises(UserError, match="expected room for 2 more") as caught:
+        preflight.check(params, "train_and_eval", str(tmp_path))
+    assert estimates.in_words(size) in str(caught.value) and str(tmp_path) in str(caught.value)
+    preflight.check(params, "eval", str(tmp_path))
+    # The one that lies there counts.
+    (tmp_path / "ckpt-2.index").touch()
+    preflight.check(params, "train_and_eval", str(tmp_path))
+    (warning,) = preflight.warnings(params, "train_and_eval", str(tmp_path))
+    assert "room for 1 more checkpoints" in warning and "needs room for 5" in warning
+
+
+def test_checkpoints_rarer_than_asked_for_are_worth_a_warning() -> None:
+    params = load("trainer.checkpoint_interval=3")
+    (warning,) = preflight.warnings(params, "train")
+    assert "checkpoint_interval is 3" in warning
