@@ -88,7 +88,7 @@ flags.DEFINE_integer("n_best", 20, "Answers kept for each question.", flag_value
 flags.DEFINE_integer("max_answer_length", 30, "In word pieces.", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "Draws new weights and the data's order.", flag_values=FLAGS)
 flags.DEFINE_enum(
-    "distribution_strategy", "one_device", devices.STRATEGIES, "As in training.",
+    "distribution_strategy", "one_device", ("one_device", "mirrored"), "As in training.",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_integer("num_gpus", 0, "As in training.", flag_values=FLAGS)

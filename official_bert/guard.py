@@ -37,15 +37,16 @@ class SkippedStepsGuard:
         """Counts the next rows.
 
         Returns:
-          The row at which the limit was reached; None where it was not.
+          The first of them at which the limit was reached; None where it was not.
         """
+        reached = None
         for row in rows:
             skipped = row.get("skipped_steps", 0)
             self.in_a_row = self.in_a_row + 1 if skipped > self._before else 0
             self._before = skipped
-            if self.in_a_row >= self.limit:
-                return row
-        return None
+            if reached is None and self.in_a_row >= self.limit:
+                reached = row
+        return reached
 
 
 def diverged(

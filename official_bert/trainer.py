@@ -111,7 +111,6 @@ class Trainer(base_trainer.Trainer):
         return run
 
     def _step_row(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        learning_rate = optimization.current_learning_rate(self.optimizer)
         stop = self._stop.flag.read_value()
 
         def step(batch: Any, stop: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
@@ -119,8 +118,15 @@ class Trainer(base_trainer.Trainer):
             key = dropout.step_key(
                 self.config.task.seed, self.global_step, context.replica_id_in_sync_group
             )
+            learning_rate = tf.convert_to_tensor(
+                optimization.current_learning_rate(self.optimizer)
+            )
             with dropout.keyed(key):
                 logs = self.task.train_step(batch, self.model, self.optimizer, self.train_metrics)
+            logs = {**dict(sorted(logs.items())), "learning_rate": learning_rate}
+            if isinstance(self.optimizer, family.BlockOptimizer):
+                logs["gradient_norm"] = self.optimizer.last_gradient_norm()
+                logs["skipped_steps"] = self.optimizer.skipped_steps.read_value()
             self.global_step.assign_add(1)
             if self._many_workers:
                 # All leave the loop after the same step, or the others would wait for ever.
@@ -129,14 +135,9 @@ class Trainer(base_trainer.Trainer):
             return logs, stop
 
         logs, stop = self.strategy.run(step, args=(inputs, stop), options=self._runtime_options)
-        row = {name: self._local(logs[name]) for name in sorted(logs)}
-        row["learning_rate"] = learning_rate
-        if isinstance(self.optimizer, family.BlockOptimizer):
-            row["gradient_norm"] = self.optimizer.last_gradient_norm()
-            row["skipped_steps"] = self.optimizer.skipped_steps
-        self._columns = list(row)
-        scalars = tf.stack([tf.cast(value, tf.float32) for value in row.values()])
-        return scalars, self._local(stop)
+        self._columns = list(logs)
+        scalars = [tf.cast(self._local(value), tf.float32) for value in logs.values()]
+        return tf.stack(scalars), self._local(stop)
 
     def _local(self, value: Any) -> tf.Tensor:
         return self.strategy.experimental_local_results(value)[0]

@@ -5,6 +5,8 @@ import platform
 from importlib import metadata
 
 _PACKAGES = ("tf-lans", "tensorflow", "keras", "tf_keras", "tf-models-official", "numpy")
+# The build for TPUs owns the same modules under another name.
+_OTHER_NAMES = {"tensorflow": ("tensorflow-tpu",)}
 
 
 def installed() -> dict[str, str]:
@@ -19,7 +21,9 @@ def in_a_line() -> str:
 
 
 def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "from a checkout"
+    for installed_as in (name, *_OTHER_NAMES.get(name, ())):
+        try:
+            return metadata.version(installed_as)
+        except metadata.PackageNotFoundError:
+            continue
+    return "from a checkout"

@@ -8,10 +8,12 @@ dissolve into it. They hold no collective: `distributed_update` brings the gradi
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -82,9 +84,31 @@ def squared_norm(gradient: tf.Tensor) -> tf.Tensor:
     return 2.0 * tf.nn.l2_loss(tf.cast(gradient, compute_dtype(gradient.dtype)))
 
 
+_whole_blocks = contextvars.ContextVar("whole_blocks", default=False)
+
+
+@contextlib.contextmanager
+def whole_blocks() -> Iterator[None]:
+    """What is traced inside is the update of an accelerator, wherever the variables live.
+
+    For reading on a CPU the program that a TPU is given.
+
+    Example:
+        >>> with whole_blocks():
+        ...     on_cpu(tf.Variable(1.0))
+        False
+    """
+    token = _whole_blocks.set(True)
+    try:
+        yield
+    finally:
+        _whole_blocks.reset(token)
+
+
 def on_cpu(variable: tf.Variable) -> bool:
-    """Whether the variable lives on a CPU."""
-    return tf.DeviceSpec.from_string(variable.device).device_type == "CPU"
+    """Whether the variable is updated as one that lives on a CPU."""
+    device_type = tf.DeviceSpec.from_string(variable.device).device_type
+    return device_type == "CPU" and not _whole_blocks.get()
 
 
 @functools.cache
@@ -250,4 +274,6 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _read(handle: tf.Tensor, shape: tuple[int, ...], dtype: tf.DType) -> tf.Tensor:
     value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
-    return tf.ensure_shape(value, shape)
+    # Not `ensure_shape`: its XLA form declares every dimension anew.
+    value.set_shape(shape)
+    return value

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 import tensorflow as tf
 
-from official_bert import cluster
+from official_bert import cluster, configuration, runner
 from tfrecords.errors import UserError
 
 HOSTS = ["a:1", "b:2", "c:3"]
@@ -86,3 +86,12 @@ def test_strategies_of_one_process_have_one_worker() -> None:
         worker = cluster.this_worker(strategy)
         assert worker == cluster.Worker(index=0, count=1) and worker.is_chief
         cluster.wait_for_all(strategy)
+
+
+def test_another_number_of_workers_is_another_run(tmp_path, tiny) -> None:
+    """The order of the examples depends on it."""
+    params = tiny()
+    two = params.replace(runtime=params.runtime.replace(num_workers=2))
+    configuration.save(two, str(tmp_path))
+    with pytest.raises(UserError, match="runtime.num_workers was 2, now 1"):
+        runner.check_model_dir(params, str(tmp_path))

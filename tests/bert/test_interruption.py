@@ -219,6 +219,8 @@ def test_the_guard_counts_over_restarts() -> None:
     assert counting.see(rows(2)) is None and counting.in_a_row == 0
     assert counting.see(rows(3, 4)) is None
     assert counting.see(rows(5)) == {"step": 1, "skipped_steps": 5}
+    raised = guard.SkippedStepsGuard(2, rows(1, 2, 2, 2))
+    assert raised.in_a_row == 0 and raised.see(rows(3)) is None
     message = str(guard.diverged({"step": 9, "loss": None}, 3, {"a": 1.0, "b": np.nan}, "ckpt-4"))
     assert "steps 7 to 9" in message and "b nan, a 1" in message
 

@@ -1,0 +1,122 @@
+"""The launcher with real workers: one is killed, and the result is that of an undisturbed job."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from official_bert import metrics_log, runner
+from tests.bert.test_interruption import arguments, assert_same_run
+
+DEADLINE_S = 300
+POLL_S = 0.05
+
+
+def launch(
+    model_dir: pathlib.Path, tiny_arguments, *flags: str, override: Sequence[str] = ()
+) -> subprocess.Popen:
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "official_bert.launch",
+            "--num_workers=2",
+            "--max_restarts=1",
+            "--",
+            *arguments(model_dir, tiny_arguments, *override),
+            *flags,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def worker_process(model_dir: pathlib.Path, index: int) -> int:
+    """The process id of a worker, by its arguments and its TF_CONFIG."""
+    for entry in pathlib.Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended meanwhile
+            continue
+        expected = {b"official_bert.train", f"--model_dir={model_dir}".encode()}
+        if not expected <= set(command):
+            continue
+        configs = [value for value in environment if value.startswith(b"TF_CONFIG=")]
+        if json.loads(configs[0].partition(b"=")[2])["task"]["index"] == index:
+            return int(entry.name)
+    raise AssertionError(f"no worker {index} of {model_dir} is running")
+
+
+def wait_for_step(model_dir: pathlib.Path, step: int, job: subprocess.Popen) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    path = model_dir / metrics_log.METRICS
+    while not path.exists() or len(path.read_text().splitlines()) < step:
+        assert job.poll() is None and time.monotonic() < deadline
+        threading.Event().wait(POLL_S)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_arguments) -> pathlib.Path:
+    """A job that nothing disturbed."""
+    model_dir = tmp_path_factory.mktemp("launched") / "whole"
+    said = ended(launch(model_dir, tiny_arguments))
+    assert f"[worker 0] {model_dir}: step 12" in said
+    return model_dir
+
+
+def ended(job: subprocess.Popen) -> str:
+    """What a job said until it ended well."""
+    try:
+        said, _ = job.communicate(timeout=DEADLINE_S)
+    finally:
+        job.kill()
+    assert job.returncode == 0, said
+    return said
+
+
+def test_an_evaluation_on_two_workers_is_of_all_examples(whole, tiny, tiny_arguments) -> None:
+    job = launch(whole, tiny_arguments, "--mode=eval", override=["trainer.validation_steps=-1"])
+    said = ended(job)
+    rate = "task__model__encoder__bert__"
+    params = tiny(
+        trainer__validation_steps=-1,
+        **{f"{rate}dropout_rate": 0.1, f"{rate}attention_dropout_rate": 0.1},
+    )
+    alone = runner.run(params, str(whole), "eval").evaluation
+    assert len(alone) == 4
+    for name, value in alone.items():
+        printed = re.search(rf"\[worker 0\]\s+{name} (\S+)", said)
+        assert printed, said
+        # Sums in another order, and four digits.
+        assert float(printed[1]) == pytest.approx(value, abs=2e-4)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes in /proc")
+def test_a_killed_peer_leaves_no_trace_in_the_result(tmp_path, whole, tiny_arguments) -> None:
+    disturbed = tmp_path / "disturbed"
+    job = launch(disturbed, tiny_arguments)
+    try:
+        wait_for_step(disturbed, 4, job)
+        os.kill(worker_process(disturbed, 1), signal.SIGKILL)
+        said = ended(job)
+    finally:
+        job.kill()
+    assert "SIGKILL" in said or "signal 9" in said
+    assert_same_run(disturbed, whole)
+    left = {path.name.split("-")[0].split(".")[0] for path in disturbed.iterdir()}
+    assert left == {
+        "README", "checkpoint", "ckpt", "evaluations", "logs", "metrics", "params",
+        "speed", "tokenizer_config", "train", "validation", "vocab",
+    }  # fmt: skip
