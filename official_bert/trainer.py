@@ -118,9 +118,7 @@ class Trainer(base_trainer.Trainer):
             key = dropout.step_key(
                 self.config.task.seed, self.global_step, context.replica_id_in_sync_group
             )
-            learning_rate = tf.convert_to_tensor(
-                optimization.current_learning_rate(self.optimizer)
-            )
+            learning_rate = tf.convert_to_tensor(optimization.current_learning_rate(self.optimizer))
             with dropout.keyed(key):
                 logs = self.task.train_step(batch, self.model, self.optimizer, self.train_metrics)
             logs = {**dict(sorted(logs.items())), "learning_rate": learning_rate}
