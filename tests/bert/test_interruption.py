@@ -259,3 +259,10 @@ def test_a_run_on_its_plateau_may_be_lengthened(tmp_path, tiny, monkeypatch) -> 
     steeper = {**long, f"{SCHEDULE}peak_learning_rate": 0.06}
     with pytest.raises(UserError, match="peak_learning_rate was 0.05, now 0.06"):
         runner.run(tiny(**steeper), str(lengthened), "train")
+
+
+def test_params_yaml_is_enough_to_rerun(tmp_path, whole) -> None:
+    again = tmp_path / "again"
+    assert train.main([f"--config_file={whole / 'params.yaml'}", f"--model_dir={again}"]) == 0
+    assert_same_run(again, whole)
+    assert (again / "params.yaml").read_text() == (whole / "params.yaml").read_text()
