@@ -1,6 +1,8 @@
 # Two commands for a fresh clone: `make demo` and `make test`. Both set up .venv by themselves.
 # `make test-backends` tests the optimizers on JAX and PyTorch, in environments of their own;
-# `make test-beam` tests the build of shards on Apache Beam, in another.
+# `make test-beam` tests the build of shards on Apache Beam, in another. `make test-kill` kills
+# training runs with SIGKILL wherever they can be killed; `make test` does so in three places.
+# `make tpu-ready` shows what of the recipes can be shown of TPUs where there is none: docs/tpu.md.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -16,7 +18,7 @@ CORPUS ?=
 SQUAD_TRAIN ?=
 SQUAD_DEV ?=
 
-.PHONY: demo test test-backends test-beam lint format clean
+.PHONY: demo test test-backends test-beam test-kill tpu-ready lint format clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m official_bert.demo --work_dir='$(DEMO_DIR)' --corpus='$(CORPUS)' \
@@ -36,6 +38,13 @@ test-backends: $(BACKENDS:%=.venv-%/.installed)
 test-beam: .venv-beam/.installed
 	@.venv-beam/bin/python -m pytest -q tests/beam
 
+# TPU_READY is for flags of official_bert.tpu_ready, such as --config_file=bert_tiny_phase1.yaml.
+tpu-ready: $(INSTALLED) .venv-tpu/.installed
+	@$(BIN)/python -m official_bert.tpu_ready --compiler=.venv-tpu/bin/python $(TPU_READY)
+
+test-kill: $(INSTALLED)
+	@KILL_SWEEP=1 $(BIN)/python -m pytest -q -s tests/bert/test_kill.py
+
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -46,7 +55,7 @@ format: $(INSTALLED)
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(BACKENDS:%=.venv-%) .venv-beam $(DEMO_DIR) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BACKENDS:%=.venv-%) .venv-beam .venv-tpu $(DEMO_DIR) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamp is written last, so an interrupted installation is begun again. `--use-pep517`: some of
 # Model Garden's requirements have no wheels, and the old way to build them fails without `wheel`.
@@ -63,6 +72,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu in the environment, the small one.
 .venv-jax/.installed: PACKAGES := jax optax absl-py
 .venv-torch/.installed: PACKAGES := torch
+.venv-tpu/.installed: PACKAGES := jax libtpu==0.0.52
 .venv-%/.installed: constraints-backends.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 \
 	or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }

@@ -64,6 +64,25 @@ class RunCheckpoints(tf.train.CheckpointManager):
         self._last_checkpoint_step = int(self._step_counter.numpy())
         return prefix
 
+    def tidy(self) -> None:
+        """Ends what a killed process left half done: a save, a sweep, the list of checkpoints.
+
+        For the process that trains, after the restore.
+        """
+        if self._own_folder is not None:
+            return
+        if self._maybe_delete:
+            self._sweep()
+            self._record_state()
+        for path in tf.io.gfile.glob(f"{self._prefix}-*_temp"):
+            tf.io.gfile.rmtree(path)
+        # A sweep deletes the index first, a save writes it last.
+        for path in tf.io.gfile.glob(f"{self._prefix}-*.data-*"):
+            if not tf.io.gfile.exists(f"{path.rpartition('.data-')[0]}.index"):
+                tf.io.gfile.remove(path)
+        for path in tf.io.gfile.glob(os.path.join(self._directory, "checkpoint.tmp*")):
+            tf.io.gfile.remove(path)
+
     def save(
         self, checkpoint_number: Any = None, check_interval: bool = True, options: Any = None
     ) -> str | None:

@@ -10,6 +10,7 @@ from official.core import config_definitions
 
 from official_bert import configuration, continuation, metrics_log
 from official_bert.input import PretrainDataConfig, keep_tokenization
+from tfrecords import files
 
 SPEED = "speed.jsonl"
 TRAIN_SUMMARIES = "train"
@@ -62,6 +63,7 @@ class RunFiles:
         if not self.writes:
             return before
         configuration.save(self.params, self.model_dir)
+        files.remove_partial(self.model_dir)
         if isinstance(self.params.task.train_data, PretrainDataConfig):
             keep_tokenization(self.params.task.train_data, self.model_dir)
         for log in (self.metrics, self.evaluations, self.speed):

@@ -218,6 +218,7 @@ class _Run:
             return RunResult(global_step=self.step, evaluation=self.evaluation)
         # Restored or initialised: nothing that the user could have mistaken is left, so the
         # folder may be touched.
+        self.checkpoints.tidy()
         before = self.files.begin(self.step, changes)
         limit = getattr(trainer, "max_skipped_steps", TrainerConfig.max_skipped_steps)
         self.guard = guard.SkippedStepsGuard(limit, before)

@@ -110,6 +110,8 @@ class Trainer(base_trainer.Trainer):
 
         return run
 
+    # Nothing here is Python that AutoGraph would have to convert, which takes seconds.
+    @tf.autograph.experimental.do_not_convert
     def _step_row(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
         stop = self._stop.flag.read_value()
 
