@@ -1,5 +1,6 @@
 """Finding checkpoints and restoring every weight of a model from one, or saying why not."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from tfrecords.errors import UserError
 
+_NUMBERED = re.compile(r"(?P<prefix>.*ckpt-(?P<number>\d+))\.index")
 _TRAINED_POOLER = "next_sentence.pooler_dense"
 
 
@@ -37,19 +39,47 @@ def newest_whole(folder: str) -> str | None:
     Every tensor is read, so that its checksum is verified. A checkpoint that is damaged,
     truncated or half-written is named in a warning, and the one before it is tried.
     """
-    state = tf.train.get_checkpoint_state(folder)
-    listed = list(state.all_model_checkpoint_paths) if state else []
-    for prefix in reversed(listed):
+    known = listed(folder)
+    for prefix in reversed(known):
         problem = _problem(prefix)
         if problem is None:
             return prefix
         logging.warning("%s is damaged (%s); trying the checkpoint before it", prefix, problem)
-    if listed:
+    if known:
         raise UserError(
-            f"none of the {len(listed)} checkpoints in {folder} can be read; restore one from a "
+            f"none of the {len(known)} checkpoints in {folder} can be read; restore one from a "
             "copy, or start again in another --model_dir"
         )
     return None
+
+
+def listed(folder: str) -> list[str]:
+    """The checkpoints of a folder, oldest first: by its state file, or if that is lost by name."""
+    try:
+        state = tf.train.get_checkpoint_state(folder)
+    except (ValueError, UnicodeDecodeError):  # TensorFlow's words for an empty one and for bytes
+        state = None
+    if state is not None:
+        return list(state.all_model_checkpoint_paths)
+    found = [_NUMBERED.fullmatch(path) for path in tf.io.gfile.glob(f"{folder}/ckpt-*.index")]
+    numbered = sorted((int(each["number"]), each["prefix"]) for each in found if each)
+    if numbered:
+        logging.warning(
+            "%s/checkpoint, the list of checkpoints, is missing or damaged: taking the %d found",
+            folder,
+            len(numbered),
+        )
+    return [prefix for _, prefix in numbered]
+
+
+def is_state_readable(folder: str) -> bool:
+    """Whether a folder's list of checkpoints is absent or can be read."""
+    if not tf.io.gfile.exists(f"{folder}/checkpoint"):
+        return True
+    try:
+        return tf.train.get_checkpoint_state(folder) is not None
+    except (ValueError, UnicodeDecodeError):
+        return False
 
 
 def _problem(prefix: str) -> str | None:
@@ -63,8 +93,8 @@ def _problem(prefix: str) -> str | None:
 
 
 def exists(model_dir: str) -> bool:
-    """Whether a folder holds a checkpoint that its `checkpoint` file names."""
-    return tf.io.gfile.isdir(model_dir) and tf.train.latest_checkpoint(model_dir) is not None
+    """Whether a folder holds a checkpoint, whole or not."""
+    return tf.io.gfile.isdir(model_dir) and bool(listed(model_dir))
 
 
 def restore_model(path: str, model: tf_keras.Model) -> str:
@@ -126,6 +156,11 @@ def _read(prefix: str, items: Mapping[str, Any]) -> None:
     try:
         status = tf.train.Checkpoint(**items).read(prefix)
         status.assert_existing_objects_matched().expect_partial()
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"{prefix} is damaged: {' '.join(str(error.message).split())[:200]}; give the prefix "
+            "of another checkpoint"
+        ) from error
     except (AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(

@@ -172,15 +172,29 @@ def this_worker(strategy: tf.distribute.Strategy) -> Worker:
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
     """Returns when every worker has come here; at once where there is one."""
-    if this_worker(strategy).count == 1:
-        return
+    of_the_chief(strategy, 0)
+
+
+def of_the_chief(strategy: tf.distribute.Strategy, number: int) -> int:
+    """The chief's number, on every worker; all have to ask.
+
+    Example:
+      >>> of_the_chief(tf.distribute.get_strategy(), 7)
+      7
+    """
+    worker = this_worker(strategy)
+    if worker.count == 1:
+        return number
 
     @tf.function
-    def meet() -> tf.Tensor:
-        def one() -> tf.Tensor:
+    def meet(number: tf.Tensor) -> tf.Tensor:
+        def one(number: tf.Tensor) -> tf.Tensor:
             context = tf.distribute.get_replica_context()
-            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.ones([]))
+            is_first = tf.equal(context.replica_id_in_sync_group, 0)
+            return context.all_reduce(
+                tf.distribute.ReduceOp.SUM, tf.where(is_first, number, tf.zeros_like(number))
+            )
 
-        return strategy.experimental_local_results(strategy.run(one))[0]
+        return strategy.experimental_local_results(strategy.run(one, args=(number,)))[0]
 
-    meet().numpy()
+    return int(meet(tf.constant(number)).numpy())

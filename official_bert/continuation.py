@@ -6,6 +6,7 @@ had another rate than the new schedule would have given it: still on the plateau
 """
 
 import dataclasses
+import json
 import os
 from typing import Any
 
@@ -15,20 +16,38 @@ import yaml
 from official.core import config_definitions
 
 from official_bert import checkpoints, configuration, optimization
+from official_bert.input import PretrainDataConfig
+from tfrecords import files, schema
 from tfrecords.errors import UserError
 
 CHANGES = "changes.jsonl"
+DATA = "data.json"
 
 _SCHEDULE = "trainer.optimizer_config.learning_rate.warmup_constant_decay"
 _SECTIONS = (
     "task.model",
     "task.train_data",
     "task.init_checkpoint",
+    "task.seed",
     "trainer.optimizer_config",
     "runtime.num_workers",
 )
-# A run that damage has stopped may go on without the damaged records.
-_FREE = ("task.train_data.on_corrupt", "task.train_data.corrupt_budget")
+# A run that damage has stopped may go on without the damaged records. Shards may be moved: what
+# they are is compared, not where.
+_FREE = (
+    "task.train_data.on_corrupt",
+    "task.train_data.corrupt_budget",
+    "task.train_data.input_path",
+)
+# How a step is carried out may change; it is written down, for the bits change with it.
+_RECORDED = (
+    "trainer.train_steps",
+    "task.micro_batch_size",
+    "runtime.mixed_precision_dtype",
+    "runtime.loss_scale",
+    "runtime.enable_xla",
+    "runtime.num_gpus",
+)
 _LENGTHS = tuple(
     f"{_SCHEDULE}.{name}"
     for name in ("total_steps", "warmup_steps", "constant_steps", "warmup_ratio", "constant_ratio")
@@ -70,16 +89,44 @@ def check(
         configuration.check_same_run(params, model_dir, ("task.model",))
         return ()
     configuration.check_same_run(params, model_dir, _SECTIONS, but=(*_FREE, *_LENGTHS))
+    _check_shards(params, model_dir)
     changes = tuple(
         Change(field=field, was=was, now=now)
         for field, was, now in configuration.differences(
-            params, model_dir, (*_SECTIONS, "trainer.train_steps")
+            params, model_dir, (*_SECTIONS, *_RECORDED)
         )
     )
     lengths = [change for change in changes if change.field in _LENGTHS]
     if lengths:
         _check_rates_used(params, model_dir, lengths[0])
     return changes
+
+
+def _check_shards(params: config_definitions.ExperimentConfig, model_dir: str) -> None:
+    path = os.path.join(model_dir, DATA)
+    data = params.task.train_data
+    if not isinstance(data, PretrainDataConfig) or not tf.io.gfile.exists(path):
+        return
+    before, now = json.loads(files.read_bytes(path)), shards_of(data)
+    if before != now:
+        raise UserError(
+            f"{model_dir} holds a different experiment: the shards in {data.input_path} are not "
+            f"those it was begun with (sha256 of manifest.json was {before['manifest_sha256'][:12]}"
+            f", is {now['manifest_sha256'][:12]}); give task.train_data.input_path of those, or "
+            "choose another --model_dir"
+        )
+
+
+def shards_of(data: PretrainDataConfig) -> dict[str, str]:
+    """What `DATA` holds: the hash of the manifest, which has the hash of every shard."""
+    path = os.path.join(data.input_path, schema.MANIFEST_FILE)
+    return {"manifest_sha256": files.sha256(path)}
+
+
+def keep_shards(data: PretrainDataConfig, model_dir: str) -> None:
+    """Writes down which shards a run was begun with."""
+    text = json.dumps(shards_of(data)) + "\n"
+    files.write_text(os.path.join(model_dir, DATA), text)
 
 
 def _check_rates_used(

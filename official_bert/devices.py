@@ -24,7 +24,7 @@ _COLLECTIVES = {
 
 @dataclasses.dataclass
 class RuntimeConfig(config_definitions.RuntimeConfig):
-    """Model Garden's fields, and four of ours.
+    """Model Garden's fields, and four of ours; `loss_scale` is Model Garden's.
 
     Attributes:
       enable_xla: whether forward and backward of a step are one XLA program; None means where the

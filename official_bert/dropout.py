@@ -35,8 +35,15 @@ def step_key(seed: int, step: tf.Tensor, replica: int | tf.Tensor = 0) -> tf.Ten
 
 
 def folded(key: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
-    """Another key, drawn by `key` and an integer."""
-    return tf.random.experimental.stateless_fold_in(key, tf.cast(number, tf.int32), alg=_ALGORITHM)
+    """Another key, drawn by `key` and an integer, neither of which it shows.
+
+    TensorFlow's own `stateless_fold_in` leaves the integer in the clear as the new key's second
+    word, so what is added to or folded into that word later could meet another integer.
+    """
+    pair = tf.stack([key[0], key[1]])
+    hidden = tf.random.stateless_uniform([2], pair, None, None, tf.int32, alg=_ALGORITHM)
+    mixed = tf.stack([hidden[0], hidden[1] ^ tf.cast(number, tf.int32)])
+    return tf.random.stateless_uniform([2], mixed, None, None, tf.int32, alg=_ALGORITHM)
 
 
 @contextlib.contextmanager
@@ -86,7 +93,7 @@ class _KeyedGenerator:
         if key is None:
             return self._otherwise.dropout(inputs, rate, noise_shape=noise_shape)
         shape = inputs.shape if noise_shape is None else noise_shape
-        return dropped(inputs, rate, key + tf.constant([0, self._layer]), shape)
+        return dropped(inputs, rate, folded(key, self._layer), shape)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._otherwise, name)

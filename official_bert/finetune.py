@@ -26,6 +26,7 @@ from official_bert import (
     configuration,
     devices,
     experiments,
+    interruption,
     optimization,
     preflight,
     runner,
@@ -34,7 +35,7 @@ from official_bert import (
     starting_point,
     trainer,
 )
-from tfrecords import command, files
+from tfrecords import files
 from tfrecords.errors import UserError
 
 _OPTIMIZERS = ("block_normalized_adamw", "adamw", "lans", "lamb")
@@ -166,7 +167,7 @@ def experiment(
             summary_interval=_LOOP,
             checkpoint_interval=max(1, train_steps // 5),
             validation_interval=train_steps,
-            max_to_keep=1,
+            max_to_keep=2,
             recovery_max_trials=-1,
             optimizer_config=optimization_config(
                 flag_values.optimizer, flag_values.learning_rate, flag_values.weight_decay
@@ -189,7 +190,9 @@ def check_numbers(flag_values: flags.FlagValues) -> None:
         raise UserError(f"--epochs is {flag_values.epochs}; expected more than 0")
 
 
-def finetune_squad(flag_values: flags.FlagValues) -> dict[str, float]:
+def finetune_squad(
+    flag_values: flags.FlagValues, stop: interruption.StopRequest
+) -> dict[str, float]:
     """Finetunes and evaluates; returns `exact_match` and `f1` in percent."""
     start = starting_point.find(
         flag_values.init_checkpoint,
@@ -209,7 +212,7 @@ def finetune_squad(flag_values: flags.FlagValues) -> dict[str, float]:
     )
     params = experiment(flag_values, task_config, steps)
     files.write_bytes(os.path.join(model_dir, starting_point.VOCABULARY), start.vocabulary.content)
-    result = runner.run(params, model_dir, description="finetune", task=task)
+    result = runner.run(params, model_dir, description="finetune", task=task, stop=stop)
     if not result.evaluation:
         # The run was finished before this call; its answers are those of this call's dev file.
         result = runner.run(params, model_dir, "eval", task=task)
@@ -229,11 +232,11 @@ def _report_skipped(task: squad_task.SquadTask) -> None:
             )
 
 
-def body(flag_values: flags.FlagValues) -> None:
+def body(flag_values: flags.FlagValues, stop: interruption.StopRequest) -> None:
     """Runs the task that the flags ask for."""
     experiments.register()
     check_numbers(flag_values)
-    scores = finetune_squad(flag_values)
+    scores = finetune_squad(flag_values, stop)
     print(
         f"{flag_values.dev_file}: exact match {scores[squad.EXACT_MATCH]:.2f}, "
         f"F1 {scores[squad.F1]:.2f}"
@@ -243,7 +246,7 @@ def body(flag_values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    return command.run(body, FLAGS, argv)
+    return interruption.exit_code(body, FLAGS, argv)
 
 
 if __name__ == "__main__":

@@ -205,6 +205,9 @@ def apply(
         if legacy
         else {"skip_gradients_aggregation": True}
     )
+    bound = getattr(optimizer, "gradient_clip_norm", 0.0) if legacy else 0.0
+    if bound:  # Model Garden's AdamWeightDecay clips only what it has summed itself
+        gradients, _ = tf.clip_by_global_norm(list(gradients), bound)
     before = optimizer.skipped_steps.read_value() if loss_scale is not None else None
     optimizer.apply_gradients(list(zip(gradients, variables, strict=True)), **summed_already)
     if loss_scale is not None:

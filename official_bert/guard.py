@@ -37,16 +37,22 @@ class SkippedStepsGuard:
         """Counts the next rows.
 
         Returns:
-          The first of them at which the limit was reached; None where it was not.
+          The last of them if the limit is reached there, or was and has not been left since;
+          None otherwise.
         """
-        reached = None
+        last: Mapping[str, Any] | None = None
         for row in rows:
-            skipped = row.get("skipped_steps", 0)
+            last = row
+            skipped = row.get("skipped_steps", self._before + _is_lost(row))
             self.in_a_row = self.in_a_row + 1 if skipped > self._before else 0
             self._before = skipped
-            if reached is None and self.in_a_row >= self.limit:
-                reached = row
-        return reached
+        return last if self.in_a_row >= self.limit else None
+
+
+def _is_lost(row: Mapping[str, Any]) -> bool:
+    """Whether the loss is not finite, which is all that other optimizers than ours tell."""
+    loss = row.get("loss", 0.0)
+    return loss is None or not math.isfinite(loss)
 
 
 def diverged(
@@ -61,14 +67,14 @@ def diverged(
       checkpoint: where the weights as they were before are saved.
     """
     ranked = sorted(gradient_norms.items(), key=_by_size)
-    largest = ", ".join(f"{path} {norm:.3g}" for path, norm in ranked[:_SHOWN])
+    largest = ", ".join(f"{path} {norm:.3g}" for path, norm in ranked[:_SHOWN]) or "not watched"
     step = row["step"]
     return UserError(
         f"the gradients of steps {step - in_a_row + 1} to {step} were not finite, "
         f"{in_a_row} in a row (trainer.max_skipped_steps); loss {row.get('loss')}; largest "
-        f"gradient norms by block: {largest}. The weights before them are in {checkpoint}: lower "
-        "the learning rate or lengthen the warm-up in another --model_dir with "
-        "task.init_checkpoint, or look at the data of these steps"
+        f"gradient norms by block, of the last: {largest}. The weights before them are in "
+        f"{checkpoint}: lower the learning rate or lengthen the warm-up in another --model_dir "
+        "with task.init_checkpoint, or look at the data of these steps"
     )
 
 

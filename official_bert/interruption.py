@@ -7,6 +7,7 @@ of steps reads.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from absl import flags
 from tfrecords import command
 
 EXIT_RESTART = 42
+GRACE_SECONDS = 30.0
 HEARTBEAT = "TF_LANS_HEARTBEAT"
 
 
@@ -29,35 +31,61 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run goes on when sta
 class StopRequest:
     """Whether the run should end at its next step boundary.
 
-    Attributes:
-      flag: a bool variable on the CPU, read between steps.
+    Any thread may ask. The loop of steps reads a variable, which the run creates when it may:
+    TensorFlow wants nothing computed before a strategy over several workers is built.
     """
 
     def __init__(self) -> None:
-        with tf.device("CPU:0"):
-            self.flag = tf.Variable(False, trainable=False, name="stop_requested")
+        self._asked = threading.Event()
+        self._lock = threading.Lock()
+        self._flag: tf.Variable | None = None
+        self.reached = threading.Event()
+
+    def watch(self) -> tf.Variable:
+        """A bool variable on the CPU that is set when somebody has asked.
+
+        First called outside of a strategy's scope, which would make copies of it.
+        """
+        with self._lock:
+            if self._flag is None:
+                with tf.init_scope(), tf.device("CPU:0"):
+                    self._flag = tf.Variable(
+                        self._asked.is_set(), trainable=False, name="stop_requested"
+                    )
+            return self._flag
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether there is a run that will notice."""
+        with self._lock:
+            return self._flag is not None
 
     def set(self) -> None:
-        """Asks for the stop; any thread may."""
-        self.flag.assign(True)
+        """Asks for the stop."""
+        with self._lock:
+            self._asked.set()
+            if self._flag is not None:
+                self._flag.assign(True)
+
+    def tell_reached(self) -> None:
+        """Says that a boundary is reached: what is saved from here on may take its time."""
+        self.reached.set()
 
 
 @contextlib.contextmanager
 def stops_on_sigterm(request: StopRequest, grace_seconds: float) -> Iterator[None]:
-    """While this is entered, SIGTERM sets `request`; `grace_seconds` later the process ends.
+    """While this is entered, SIGTERM sets `request`.
 
-    It ends with `EXIT_RESTART` then, with what the last checkpoint holds: a half-written one is
-    known as such. Only the main thread may enter; elsewhere nothing happens.
+    Where no run has begun, or no step ends within `grace_seconds`, the process ends with
+    `EXIT_RESTART` and what the last checkpoint holds: a half-written one is known as such. Only
+    the main thread may enter; elsewhere nothing happens.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    over = threading.Event()
-    watcher = threading.Thread(
-        target=_watch, args=(reading, request, grace_seconds, over), daemon=True
-    )
+    watcher = threading.Thread(target=_watch, args=(reading, request, grace_seconds), daemon=True)
     # A handler of Python's own, even if it does nothing, is what makes the byte arrive.
     handler = signal.signal(signal.SIGTERM, lambda *_: None)
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -67,39 +95,57 @@ def stops_on_sigterm(request: StopRequest, grace_seconds: float) -> Iterator[Non
     finally:
         signal.set_wakeup_fd(wakeup)
         signal.signal(signal.SIGTERM, handler)
-        over.set()
+        request.tell_reached()
         os.close(writing)
         watcher.join()
         os.close(reading)
 
 
-def _watch(reading: int, request: StopRequest, grace_seconds: float, over: threading.Event) -> None:
+def _watch(reading: int, request: StopRequest, grace_seconds: float) -> None:
     while signals := os.read(reading, 64):
         if signal.SIGTERM not in signals:
             continue
+        if not request.is_watched:
+            _end("SIGTERM before the run began")
         request.set()
-        if not over.wait(grace_seconds):
-            print(
-                f"no step ended within {grace_seconds:g} s of SIGTERM: stopping at the last "
-                "checkpoint; start again with the same command",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(EXIT_RESTART)
+        if not request.reached.wait(grace_seconds):
+            _end(f"no step ended within {grace_seconds:g} s of SIGTERM")
         return
 
 
+def _end(reason: str) -> None:
+    print(
+        f"{reason}: stopping at the last checkpoint; start again with the same command",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(EXIT_RESTART)
+
+
 def exit_code(
-    body: Callable[[flags.FlagValues], None],
+    body: Callable[[flags.FlagValues, StopRequest], None],
     flag_values: flags.FlagValues,
     argv: Sequence[str] | None,
 ) -> int:
     """Runs a training command; `EXIT_RESTART` where the run was stopped to be started again.
 
     Otherwise as `tfrecords.command.run`.
+
+    Args:
+      body: the command; it gives the request to its runs.
+      flag_values: the command's flags.
+      argv: its arguments.
     """
+
+    @functools.wraps(body)
+    def stoppable(parsed: flags.FlagValues) -> None:
+        request = StopRequest()
+        grace = parsed.grace_seconds if "grace_seconds" in parsed else GRACE_SECONDS
+        with stops_on_sigterm(request, grace):
+            body(parsed, request)
+
     try:
-        return command.run(body, flag_values, argv)
+        return command.run(stoppable, flag_values, argv)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_RESTART

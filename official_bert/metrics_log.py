@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfrecords import files
+from tfrecords.errors import UserError
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
@@ -53,6 +54,16 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All whole rows of a metrics file, in order; an unfinished last line is left out."""
+    """All whole rows of a metrics file, in order; an unfinished last line is left out.
+
+    Raises:
+      UserError: a line is not JSON.
+    """
     lines = files.read_bytes(path).decode("utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(
+            f"{os.fspath(path)} is damaged: {error}; restore it from a copy, or move the run's "
+            "folder away to begin again"
+        ) from error

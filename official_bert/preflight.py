@@ -75,7 +75,7 @@ def problems(
     yield from _runtime_problems(params.runtime)
     yield from _loss_scaling_problems(params, mode)
     if isinstance(params.task, LargeBatchPretrainConfig):
-        yield from _pretraining_problems(params, mode, workers, out_of_range)
+        yield from _pretraining_problems(params, mode, model_dir, workers, out_of_range)
     yield from batch_problems(params, mode, workers=workers, replicas=replicas)
     if model_dir and "train" in mode:
         yield from filter(None, [disk_problem(model_dir, *_disk_numbers(params, model_dir))])
@@ -337,11 +337,14 @@ def _loss_scaling_problems(params: config_definitions.ExperimentConfig, mode: st
 def _pretraining_problems(
     params: config_definitions.ExperimentConfig,
     mode: str,
+    model_dir: str,
     workers: int,
     out_of_range: Collection[str],
 ) -> Problems:
     task = params.task
-    if task.init_checkpoint and "train" in mode:
+    # A run that has checkpoints of its own starts from those.
+    begun = bool(model_dir) and checkpoints.exists(model_dir)
+    if task.init_checkpoint and "train" in mode and not begun:
         yield from _refusals(checkpoints.latest, task.init_checkpoint)
     if task.model.encoder.type is None:
         yield "task.model.encoder.type is None; expected bert: set it in the config file"

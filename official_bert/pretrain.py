@@ -44,8 +44,8 @@ flags.DEFINE_string(
 )
 
 flags.DEFINE_float(
-    "grace_seconds", 30.0, "After SIGTERM, how long to wait for the end of a step.",
-    lower_bound=0.0, flag_values=FLAGS,
+    "grace_seconds", interruption.GRACE_SECONDS,
+    "After SIGTERM, how long to wait for the end of a step.", lower_bound=0.0, flag_values=FLAGS,
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def phase_params(
     return params.replace(task=params.task.replace(**data))
 
 
-def body(flag_values: flags.FlagValues) -> None:
+def body(flag_values: flags.FlagValues, stop: interruption.StopRequest) -> None:
     """Checks both phases before it starts the first."""
     experiments.register()
     folders = [os.path.join(flag_values.model_dir, name) for name in ("phase1", "phase2")]
@@ -78,9 +78,7 @@ def body(flag_values: flags.FlagValues) -> None:
     for params, folder in zip(phases, folders, strict=True):
         preflight.check_batches(params, "train_and_eval", workers=workers, replicas=replicas)
         runner.check_model_dir(params, folder, strategy=strategy)
-    stop = interruption.StopRequest()
-    with interruption.stops_on_sigterm(stop, flag_values.grace_seconds):
-        _run_phases(phases, folders, strategy, stop)
+    _run_phases(phases, folders, strategy, stop)
 
 
 def _check_runtime(

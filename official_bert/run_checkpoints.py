@@ -1,8 +1,10 @@
 """The checkpoints of a run: written by all workers, left by the chief, restored by all."""
 
+import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,21 @@ import tensorflow as tf
 
 from official_bert import checkpoints, cluster
 from tfrecords.errors import UserError
+
+_NONE = -1
+
+
+def _number(prefix: str) -> int:
+    return int(prefix.rpartition("-")[2])
+
+
+def _empty_folder(model_dir: str, worker: int) -> str:
+    """A worker's own folder; what a killed one left in it is gone."""
+    name = hashlib.sha256(os.path.abspath(model_dir).encode()).hexdigest()[:16]
+    folder = os.path.join(tempfile.gettempdir(), f"tf_lans_worker{worker}_{name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    return folder
 
 
 class RunCheckpoints(tf.train.CheckpointManager):
@@ -44,8 +61,13 @@ class RunCheckpoints(tf.train.CheckpointManager):
         self._model_dir = model_dir
         self._initialize = initialize
         self._strategy = tf.distribute.get_strategy()
-        self._is_chief = cluster.this_worker(self._strategy).is_chief
-        self._own_folder = None if self._is_chief else tempfile.mkdtemp(prefix="tf_lans_worker")
+        worker = cluster.this_worker(self._strategy)
+        self._is_chief = worker.is_chief
+        self._own_folder = None if self._is_chief else _empty_folder(model_dir, worker.index)
+        # A list of checkpoints that cannot be read would end the superclass.
+        readable = self._own_folder or checkpoints.is_state_readable(model_dir)
+        if not readable:
+            tf.io.gfile.remove(os.path.join(model_dir, "checkpoint"))
         super().__init__(
             checkpoint,
             directory=self._own_folder or model_dir,
@@ -55,14 +77,44 @@ class RunCheckpoints(tf.train.CheckpointManager):
         )
 
     def restore_or_initialize(self) -> str | None:
-        """Restores the newest whole checkpoint of the run, or initialises a new one."""
-        prefix = checkpoints.newest_whole(self._model_dir)
-        if prefix is None:
+        """Restores the newest whole checkpoint of the run, or initialises a new one.
+
+        The chief decides which it is; another worker that does not see that one is told.
+
+        Raises:
+          UserError: no checkpoint is whole, or this worker does not see the chief's.
+        """
+        prefix = checkpoints.newest_whole(self._model_dir) if self._is_chief else None
+        step = int(prefix.rpartition("-")[2]) if prefix else _NONE
+        step = cluster.of_the_chief(self._strategy, step)
+        if step == _NONE:
             self._initialize()
+            self._last_checkpoint_step = 0
             return None
-        self._checkpoint.restore(prefix)
-        self._last_checkpoint_step = int(self._step_counter.numpy())
+        prefix = os.path.join(self._model_dir, f"ckpt-{step}")
+        try:
+            self._checkpoint.restore(prefix).assert_existing_objects_matched()
+        except (AssertionError, tf.errors.OpError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"cannot restore {prefix}: {reason}; expected --model_dir to be one folder for all "
+                "workers, and the run to be of this config"
+            ) from error
+        self._last_checkpoint_step = step
+        self._forget_after(prefix)
         return prefix
+
+    def _forget_after(self, prefix: str) -> None:
+        """Takes checkpoints that were passed over off the list, or sweeps would spare them."""
+        if self._own_folder is not None:
+            return
+        step = _number(prefix)
+        now = time.time()
+        kept = [path for path in checkpoints.listed(self._model_dir) if _number(path) < step]
+        stamps = {path: self._maybe_delete.get(path, now) for path in [*kept, prefix]}
+        self._maybe_delete.clear()
+        self._maybe_delete.update(stamps)
+        self._latest_checkpoint = prefix
 
     def tidy(self) -> None:
         """Ends what a killed process left half done: a save, a sweep, the list of checkpoints.

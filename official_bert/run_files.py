@@ -62,19 +62,26 @@ class RunFiles:
         self.recent.extend(before[-WINDOW:])
         if not self.writes:
             return before
+        # Before the config that no longer shows them, should this process be killed between.
+        self._record(continuation.as_rows(tuple(changes), step))
         configuration.save(self.params, self.model_dir)
         files.remove_partial(self.model_dir)
         if isinstance(self.params.task.train_data, PretrainDataConfig):
+            continuation.keep_shards(self.params.task.train_data, self.model_dir)
             keep_tokenization(self.params.task.train_data, self.model_dir)
         for log in (self.metrics, self.evaluations, self.speed):
             log.cut_back(step)
-        if changes:
-            log = metrics_log.MetricsLog(continuation.path(self.model_dir))
-            log.append(continuation.as_rows(tuple(changes), step))
         self.summaries = tf.summary.create_file_writer(
             os.path.join(self._path(TRAIN_SUMMARIES), "blocks")
         )
         return before
+
+    def _record(self, changes: Sequence[Mapping[str, Any]]) -> None:
+        path = continuation.path(self.model_dir)
+        before = metrics_log.read(path) if tf.io.gfile.exists(path) else []
+        new = [row for row in changes if row not in before]
+        if new:
+            metrics_log.MetricsLog(path).append(new)
 
     def _rows_before(self, step: int) -> list[dict[str, Any]]:
         if not tf.io.gfile.exists(self.metrics.path):

@@ -101,6 +101,8 @@ def run(
     preflight.check_batches(params, mode, workers=workers.count, replicas=replicas)
     tf_keras.utils.set_random_seed(params.task.seed)
     interruption.beat()
+    stop = stop or interruption.StopRequest()
+    stop.watch()
     screen = sys.stdout
     with (
         devices.determinism(params.runtime, strategy),
@@ -112,7 +114,6 @@ def run(
     ):
         task = task or task_factory.get_task(params.task, logging_dir=model_dir)
         progress = functools.partial(_progress, screen, description)
-        stop = stop or interruption.StopRequest()
         this = _Run(params, model_dir, mode, progress, task, strategy, stop)
         with contextlib.closing(this):
             return this.run(changes)
@@ -290,6 +291,7 @@ class _Run:
         if reached is not None:
             self._end_diverged(reached)
         if self.trainer.stopped:
+            self.stop.tell_reached()
             self._save()
             raise interruption.Stopped(
                 f"{self.model_dir}: stopped at step {self.step} as asked; start again with the "
@@ -305,8 +307,10 @@ class _Run:
         self.bar.update(len(rows))
 
     def _end_diverged(self, row: Mapping[str, Any]) -> None:
-        """Saves nothing: the checkpoints hold what the skipped steps left as it was."""
-        norms = self.trainer.optimizer.diagnostics().gradient_norms or {}
+        """Saves nothing: the checkpoints hold what skipped steps left as it was."""
+        optimizer = self.trainer.optimizer
+        ours = isinstance(optimizer, family.BlockOptimizer)
+        norms = (optimizer.diagnostics().gradient_norms or {}) if ours else {}
         raise guard.diverged(
             row, self.guard.in_a_row, norms, checkpoints.newest_whole(self.model_dir) or "no file"
         )

@@ -44,12 +44,12 @@ flags.DEFINE_string(
     "model_dir", None, "Folder of the run.", required=True, flag_values=FLAGS
 )  # fmt: skip
 flags.DEFINE_float(
-    "grace_seconds", 30.0, "After SIGTERM, how long to wait for the end of a step.",
-    lower_bound=0.0, flag_values=FLAGS,
+    "grace_seconds", interruption.GRACE_SECONDS,
+    "After SIGTERM, how long to wait for the end of a step.", lower_bound=0.0, flag_values=FLAGS,
 )  # fmt: skip
 
 
-def body(flag_values: flags.FlagValues) -> None:
+def body(flag_values: flags.FlagValues, stop: interruption.StopRequest) -> None:
     """Loads the config, checks it against the data, and runs it."""
     experiments.register()
     params = configuration.load(
@@ -60,9 +60,7 @@ def body(flag_values: flags.FlagValues) -> None:
     # Before anything is computed: TensorFlow wants a strategy over several workers first of all.
     strategy = devices.build_strategy(params.runtime)
     worker = cluster.this_worker(strategy)
-    stop = interruption.StopRequest()
-    with interruption.stops_on_sigterm(stop, flag_values.grace_seconds):
-        result = runner.run(params, model_dir, mode, strategy=strategy, stop=stop)
+    result = runner.run(params, model_dir, mode, strategy=strategy, stop=stop)
     if not worker.is_chief:
         return
     print(f"{model_dir}: step {result.global_step}")

@@ -113,7 +113,7 @@ class Trainer(base_trainer.Trainer):
     # Nothing here is Python that AutoGraph would have to convert, which takes seconds.
     @tf.autograph.experimental.do_not_convert
     def _step_row(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        stop = self._stop.flag.read_value()
+        stop = self._stop.watch().read_value()
 
         def step(batch: Any, stop: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
             context = tf.distribute.get_replica_context()

@@ -1,5 +1,7 @@
 """Dropout as a function of (seed, step, replica, micro-batch, layer)."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -61,13 +63,25 @@ def test_everything_that_tells_a_mask_from_another_does() -> None:
 
     def bits(seed, step, replica, micro_batch, layer):
         key = dropout.folded(dropout.step_key(seed, tf.constant(step), replica), micro_batch)
-        return mask(0.5, key + tf.constant([0, layer]))
+        return mask(0.5, dropout.folded(key, layer))
 
     first = bits(**base)
     np.testing.assert_array_equal(first, bits(**base))
     for name in base:
         other = bits(**{**base, name: base[name] + 1})
         assert 0.4 < (other == first).mean() < 0.6, name
+
+
+def test_no_two_places_share_a_key() -> None:
+    """Neighbours in every direction, whose numbers have equal sums among others."""
+    numbers = range(4)
+    keys = set()
+    for seed, step, replica in itertools.product(numbers, repeat=3):
+        first = dropout.step_key(seed, tf.constant(step), replica)
+        for micro_batch in numbers:
+            second = dropout.folded(first, micro_batch)
+            keys |= {tuple(dropout.folded(second, layer).numpy()) for layer in numbers}
+    assert len(keys) == len(numbers) ** 5
 
 
 def test_layers_without_a_key_draw_as_keras_does() -> None:

@@ -110,19 +110,25 @@ WAITS = """
 import os, signal, sys, threading
 from official_bert import interruption
 stop = interruption.StopRequest()
+if sys.argv[2] == "running":
+    stop.watch()
 with interruption.stops_on_sigterm(stop, float(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait()
 """
 
 
-def test_without_a_boundary_the_process_ends_in_time() -> None:
-    """The main thread waits for ever, as in a step that takes hours."""
+@pytest.mark.parametrize(
+    ("state", "grace", "words"),
+    [("running", "0.1", "within 0.1 s of SIGTERM"), ("starting", "600", "before the run began")],
+)
+def test_without_a_boundary_the_process_ends_in_time(state: str, grace: str, words: str) -> None:
+    """The main thread waits for ever, as in a step that takes hours, or for peers."""
     ended = subprocess.run(
-        [sys.executable, "-c", WAITS, "0.1"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", WAITS, grace, state], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == interruption.EXIT_RESTART
-    assert "within 0.1 s of SIGTERM" in ended.stderr
+    assert words in ended.stderr
 
 
 def cut_short(prefix: str) -> None:
@@ -154,6 +160,56 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     runner.run(with_dropout(), str(run))
     assert_same_run(run, whole)
     assert checkpoints.latest(str(run)) == newest
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 60, b"\xff\xfe", None])
+def test_the_list_of_checkpoints_may_be_lost(
+    tmp_path, with_dropout, whole, content, caplog
+) -> None:
+    """They are found by their names; nothing is begun again."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    if content is None:
+        (run / "checkpoint").unlink()
+    else:
+        (run / "checkpoint").write_bytes(content)
+    assert checkpoints.latest(str(run)).endswith("ckpt-12")
+    assert "missing or damaged" in caplog.text
+    runner.run(with_dropout(trainer__max_to_keep=2), str(run))
+    assert_same_run(run, whole)
+    assert {path.stem for path in run.glob("ckpt-*.index")} == {"ckpt-10", "ckpt-12"}
+
+
+def test_what_was_passed_over_is_not_kept_instead_of_what_is_whole(
+    tmp_path, with_dropout, whole
+) -> None:
+    """One checkpoint may stay, and the newest is damaged: the run is not left without any."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    flip_a_bit(checkpoints.latest(str(run)))
+    stop = interruption.StopRequest()
+    stop.set()
+    with pytest.raises(interruption.Stopped):
+        runner.run(with_dropout(trainer__max_to_keep=1), str(run), stop=stop)
+    assert checkpoints.latest(str(run)).endswith("ckpt-11")
+
+
+def test_other_shards_are_another_run(tmp_path, with_dropout, whole, shards) -> None:
+    """Moved ones are not; rebuilt ones at the same place are."""
+    moved = tmp_path / "moved"
+    shutil.copytree(shards, moved)
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    params = with_dropout(task__train_data__input_path=moved)
+    runner.run(params, str(run))
+    changes = [json.loads(line) for line in (run / "changes.jsonl").read_text().splitlines()]
+    assert [row["field"] for row in changes] == ["task.train_data.input_path"]
+    manifest = moved / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    with pytest.raises(UserError, match="are not those it was begun with"):
+        runner.run(params, str(run))
+    with pytest.raises(UserError, match="task.seed was 0, now 5"):
+        runner.run(with_dropout(task__seed=5), str(run))
 
 
 def test_no_whole_checkpoint_is_an_error(tmp_path, with_dropout, whole) -> None:
@@ -219,6 +275,11 @@ def test_the_guard_counts_over_restarts() -> None:
     assert counting.see(rows(2)) is None and counting.in_a_row == 0
     assert counting.see(rows(3, 4)) is None
     assert counting.see(rows(5)) == {"step": 1, "skipped_steps": 5}
+    inside = guard.SkippedStepsGuard(2)
+    assert inside.see(rows(1, 2, 3, 3)) is None
+    assert inside.see(rows(4, 5, 6))["step"] == 3 and inside.in_a_row == 3
+    lost = guard.SkippedStepsGuard(2)
+    assert lost.see([{"step": 1, "loss": None}, {"step": 2, "loss": float("nan")}])["step"] == 2
     raised = guard.SkippedStepsGuard(2, rows(1, 2, 2, 2))
     assert raised.in_a_row == 0 and raised.see(rows(3)) is None
     message = str(guard.diverged({"step": 9, "loss": None}, 3, {"a": 1.0, "b": np.nan}, "ckpt-4"))

@@ -117,6 +117,6 @@ def test_a_killed_peer_leaves_no_trace_in_the_result(tmp_path, whole, tiny_argum
     assert_same_run(disturbed, whole)
     left = {path.name.split("-")[0].split(".")[0] for path in disturbed.iterdir()}
     assert left == {
-        "README", "checkpoint", "ckpt", "evaluations", "logs", "metrics", "params",
+        "README", "checkpoint", "data", "ckpt", "evaluations", "logs", "metrics", "params",
         "speed", "tokenizer_config", "train", "validation", "vocab",
     }  # fmt: skip

@@ -125,3 +125,14 @@ def test_settings_follow_the_runtime() -> None:
     assert options.bytes_per_pack == 1 << 20
     assert options.implementation == tf.distribute.experimental.CommunicationImplementation.RING
     assert devices.step_settings(packed, strategy).loss_scale is None
+
+
+def test_an_optimizer_of_model_gardens_still_clips() -> None:
+    """AdamWeightDecay clips by the global norm only what it sums itself."""
+
+    class Clipping(tf_keras.optimizers.legacy.SGD):
+        gradient_clip_norm = 1.0
+
+    weight = tf.Variable([0.0, 0.0])
+    global_batch.apply(Clipping(1.0), [tf.constant([30.0, 40.0])], [weight])
+    np.testing.assert_allclose(weight, [-0.6, -0.8], rtol=1e-6)
