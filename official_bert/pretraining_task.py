@@ -90,9 +90,23 @@ def _weighted_sums(
     logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     logits = tf.cast(logits, tf.float32)
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    losses = _cross_entropies(logits, labels)
     correct = tf.cast(tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels, tf.float32)
     return tf.reduce_sum(weights * losses), tf.reduce_sum(weights * correct)
+
+
+def _cross_entropies(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Of each label, in nats.
+
+    With op determinism on, `tf.nn` takes a slower way that holds the probabilities twice, for the
+    sake of GPUs; the kernel of CPUs is deterministic.
+    """
+    if tf.config.list_physical_devices("GPU"):
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    losses, _ = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
+        features=tf.reshape(logits, [-1, logits.shape[-1]]), labels=tf.reshape(labels, [-1])
+    )
+    return tf.reshape(losses, tf.shape(labels))
 
 
 def batch_loss(sums: Tensors, totals: Tensors) -> tf.Tensor:

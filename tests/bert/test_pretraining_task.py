@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from official.nlp.tasks import masked_lm
 
 from official_bert import devices, pretraining_task
@@ -36,6 +37,7 @@ def batch(batches):
 
 @pytest.fixture(scope="module")
 def start(params):
+    tf_keras.utils.set_random_seed(0)
     model = LargeBatchPretrainTask(params.task).build_model()
     return model.get_weights(), {v.name: v.numpy() for v in model.trainable_variables}
 
