@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 import yaml
+from absl import flags
 from official.core import config_definitions, exp_factory
 from official.modeling.hyperparams import base_config, oneof, params_dict
 
@@ -22,6 +23,24 @@ from tfrecords.errors import UserError
 
 CONFIG_FOLDER = os.path.join(os.path.dirname(__file__), "configs")
 PARAMS_FILE = "params.yaml"
+
+
+def define_flags(flag_values: flags.FlagValues, experiment: str) -> None:
+    """Defines Model Garden's flags of a config: `--experiment --config_file --params_override`.
+
+    Args:
+      flag_values: a command's flags.
+      experiment: the default of `--experiment`.
+    """
+    flags.DEFINE_string("experiment", experiment, "Registered experiment.", flag_values=flag_values)
+    flags.DEFINE_multi_string(
+        "config_file", [], "YAML file, or the name of a packaged recipe; later ones win.",
+        flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "params_override", "", "YAML, JSON, a file, or a.b=1,c.d=x; wins over the files.",
+        flag_values=flag_values,
+    )  # fmt: skip
 
 
 def load(

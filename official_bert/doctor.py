@@ -30,6 +30,7 @@ from official_bert import (
     noise_scale,
     preflight,
     ranges,
+    runner,
     versions,
 )
 from official_bert.machine import Machine, device_problems, probe
@@ -37,24 +38,13 @@ from official_bert.pretraining_task import LargeBatchPretrainConfig
 from tfrecords import command, decoding, schema
 from tfrecords.errors import UserError
 
-MODES = ("train", "eval", "train_and_eval")
 _ALONE, _TOGETHER = ("one_device", "mirrored"), "multi_worker_mirrored"
 # The share of a device from which an estimate, which knows no temporary buffers, is a warning.
 _TIGHT = 0.5
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "experiment", experiments.PRETRAINING, "Registered experiment.", flag_values=FLAGS
-)
-flags.DEFINE_multi_string(
-    "config_file", [], "YAML file, or the name of a packaged recipe; later ones win.",
-    flag_values=FLAGS,
-)  # fmt: skip
-flags.DEFINE_string(
-    "params_override", "", "YAML, JSON, a file, or a.b=1,c.d=x; wins over the files.",
-    flag_values=FLAGS,
-)  # fmt: skip
-flags.DEFINE_enum("mode", "train_and_eval", MODES, "What is to be run.", flag_values=FLAGS)
+configuration.define_flags(FLAGS, experiments.PRETRAINING)
+flags.DEFINE_enum("mode", "train_and_eval", runner.MODES, "What is to be run.", flag_values=FLAGS)
 flags.DEFINE_string(
     "model_dir", "", "Folder of the run, whose disk and gradient norms are looked at.",
     flag_values=FLAGS,

@@ -29,8 +29,15 @@ _active = _ActiveKey()
 
 
 def step_key(seed: int, step: tf.Tensor, replica: int | tf.Tensor = 0) -> tf.Tensor:
-    """The key of one replica's part of one step: int32, shape [2]."""
-    key = tf.stack([tf.constant(seed, tf.int32), tf.cast(step, tf.int32)])
+    """The key of one replica's part of one step: int32, shape [2].
+
+    Args:
+      seed: at least 0 and below 2^32.
+      step: the global step.
+      replica: its number among all of them.
+    """
+    seed_bits = tf.bitcast(tf.constant(seed, tf.uint32), tf.int32)
+    key = tf.stack([seed_bits, tf.cast(step, tf.int32)])
     return folded(key, replica)
 
 
@@ -40,8 +47,7 @@ def folded(key: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
     TensorFlow's own `stateless_fold_in` leaves the integer in the clear as the new key's second
     word, so what is added to or folded into that word later could meet another integer.
     """
-    pair = tf.stack([key[0], key[1]])
-    hidden = tf.random.stateless_uniform([2], pair, None, None, tf.int32, alg=_ALGORITHM)
+    hidden = tf.random.stateless_uniform([2], key, None, None, tf.int32, alg=_ALGORITHM)
     mixed = tf.stack([hidden[0], hidden[1] ^ tf.cast(number, tf.int32)])
     return tf.random.stateless_uniform([2], mixed, None, None, tf.int32, alg=_ALGORITHM)
 

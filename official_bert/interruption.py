@@ -19,6 +19,7 @@ from absl import flags
 
 from tfrecords import command
 
+EXIT_FAILED = 1
 EXIT_RESTART = 42
 GRACE_SECONDS = 30.0
 HEARTBEAT = "TF_LANS_HEARTBEAT"
@@ -26,6 +27,10 @@ HEARTBEAT = "TF_LANS_HEARTBEAT"
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run goes on when started again
     """The run ended at a step boundary because it was asked to; all of it is saved."""
+
+
+class StorageError(Exception):
+    """Files could not be read or written in the middle of a run."""
 
 
 class StopRequest:
@@ -39,6 +44,7 @@ class StopRequest:
         self._asked = threading.Event()
         self._lock = threading.Lock()
         self._flag: tf.Variable | None = None
+        # Set at a boundary: what is saved from there on may take its time.
         self.reached = threading.Event()
 
     def watch(self) -> tf.Variable:
@@ -48,6 +54,7 @@ class StopRequest:
         """
         with self._lock:
             if self._flag is None:
+                _take_back_sigterm()
                 with tf.init_scope(), tf.device("CPU:0"):
                     self._flag = tf.Variable(
                         self._asked.is_set(), trainable=False, name="stop_requested"
@@ -67,9 +74,12 @@ class StopRequest:
             if self._flag is not None:
                 self._flag.assign(True)
 
-    def tell_reached(self) -> None:
-        """Says that a boundary is reached: what is saved from here on may take its time."""
-        self.reached.set()
+
+def _take_back_sigterm() -> None:
+    """TensorFlow's cluster of workers hides Python's handler behind its own, which saves nothing."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
@@ -95,7 +105,7 @@ def stops_on_sigterm(request: StopRequest, grace_seconds: float) -> Iterator[Non
     finally:
         signal.set_wakeup_fd(wakeup)
         signal.signal(signal.SIGTERM, handler)
-        request.tell_reached()
+        request.reached.set()
         os.close(writing)
         watcher.join()
         os.close(reading)
@@ -122,6 +132,14 @@ def _end(reason: str) -> None:
     os._exit(EXIT_RESTART)
 
 
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines `--grace_seconds`."""
+    flags.DEFINE_float(
+        "grace_seconds", GRACE_SECONDS, "After SIGTERM, how long to wait for the end of a step.",
+        lower_bound=0.0, flag_values=flag_values,
+    )  # fmt: skip
+
+
 def exit_code(
     body: Callable[[flags.FlagValues, StopRequest], None],
     flag_values: flags.FlagValues,
@@ -129,7 +147,8 @@ def exit_code(
 ) -> int:
     """Runs a training command; `EXIT_RESTART` where the run was stopped to be started again.
 
-    Otherwise as `tfrecords.command.run`.
+    Otherwise as `tfrecords.command.run`, but for files that cannot be read or written once the
+    run has begun: then they could be before, and starting again may help, so the code is 1.
 
     Args:
       body: the command; it gives the request to its runs.
@@ -140,15 +159,22 @@ def exit_code(
     @functools.wraps(body)
     def stoppable(parsed: flags.FlagValues) -> None:
         request = StopRequest()
-        grace = parsed.grace_seconds if "grace_seconds" in parsed else GRACE_SECONDS
-        with stops_on_sigterm(request, grace):
-            body(parsed, request)
+        try:
+            with stops_on_sigterm(request, parsed.grace_seconds):
+                body(parsed, request)
+        except (OSError, tf.errors.NotFoundError) as error:
+            if not request.is_watched:
+                raise
+            raise StorageError(" ".join(str(error).split())) from error
 
     try:
         return command.run(stoppable, flag_values, argv)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_RESTART
+    except StorageError as error:
+        print(f"error: {error}; start again with the same command", file=sys.stderr)
+        return EXIT_FAILED
 
 
 def beat() -> None:

@@ -43,10 +43,7 @@ flags.DEFINE_string(
     "params_override", "", "As in official_bert.train; applies to both phases.", flag_values=FLAGS
 )
 
-flags.DEFINE_float(
-    "grace_seconds", interruption.GRACE_SECONDS,
-    "After SIGTERM, how long to wait for the end of a step.", lower_bound=0.0, flag_values=FLAGS,
-)  # fmt: skip
+interruption.define_flags(FLAGS)
 
 
 def phase_params(

@@ -32,7 +32,8 @@ def _empty_folder(model_dir: str, worker: int) -> str:
 class RunCheckpoints(tf.train.CheckpointManager):
     """Model Garden's checkpoint manager with what a long run on many workers needs beside it.
 
-    - Every worker restores from `model_dir`, the newest checkpoint that is whole.
+    - Every worker restores the same checkpoint from `model_dir`: the newest that the chief finds
+      whole.
     - All workers take part in a save, as variables on several of them demand; what others than
       the chief write goes to a folder of their own and is deleted at once. A save is over when
       the chief's is.
@@ -85,7 +86,7 @@ class RunCheckpoints(tf.train.CheckpointManager):
           UserError: no checkpoint is whole, or this worker does not see the chief's.
         """
         prefix = checkpoints.newest_whole(self._model_dir) if self._is_chief else None
-        step = int(prefix.rpartition("-")[2]) if prefix else _NONE
+        step = _number(prefix) if prefix else _NONE
         step = cluster.of_the_chief(self._strategy, step)
         if step == _NONE:
             self._initialize()

@@ -1,8 +1,9 @@
 """What a run leaves on disk beside its checkpoints; only the chief leaves anything."""
 
+import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -48,6 +49,20 @@ class RunFiles:
         """Where TensorBoard's files of that name go; None where nothing is left."""
         return self._path(name) if self.writes else None
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training in the same folder, on a local file system.
+
+        Raises:
+          UserError: another one does.
+        """
+        if not self.writes:
+            yield
+            return
+        tf.io.gfile.makedirs(self.model_dir)
+        with files.lock(self._path(".lock")):
+            yield
+
     def begin(self, step: int, changes: Sequence[continuation.Change]) -> list[dict[str, Any]]:
         """Settles the folder at the restored step.
 
@@ -64,11 +79,11 @@ class RunFiles:
             return before
         # Before the config that no longer shows them, should this process be killed between.
         self._record(continuation.as_rows(tuple(changes), step))
-        configuration.save(self.params, self.model_dir)
-        files.remove_partial(self.model_dir)
         if isinstance(self.params.task.train_data, PretrainDataConfig):
             continuation.keep_shards(self.params.task.train_data, self.model_dir)
             keep_tokenization(self.params.task.train_data, self.model_dir)
+        configuration.save(self.params, self.model_dir)
+        files.remove_partial(self.model_dir)
         for log in (self.metrics, self.evaluations, self.speed):
             log.cut_back(step)
         self.summaries = tf.summary.create_file_writer(

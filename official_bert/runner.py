@@ -219,13 +219,14 @@ class _Run:
             return RunResult(global_step=self.step, evaluation=self.evaluation)
         # Restored or initialised: nothing that the user could have mistaken is left, so the
         # folder may be touched.
-        self.checkpoints.tidy()
-        before = self.files.begin(self.step, changes)
-        limit = getattr(trainer, "max_skipped_steps", TrainerConfig.max_skipped_steps)
-        self.guard = guard.SkippedStepsGuard(limit, before)
-        self._train()
-        if self.files.writes:
-            model_card.write(self.model_dir, self.params)
+        with self.files.locked():
+            self.checkpoints.tidy()
+            before = self.files.begin(self.step, changes)
+            limit = getattr(trainer, "max_skipped_steps", TrainerConfig.max_skipped_steps)
+            self.guard = guard.SkippedStepsGuard(limit, before)
+            self._train()
+            if self.files.writes:
+                model_card.write(self.model_dir, self.params)
         return RunResult(global_step=self.step, evaluation=self.evaluation)
 
     def _train(self) -> None:
@@ -291,7 +292,7 @@ class _Run:
         if reached is not None:
             self._end_diverged(reached)
         if self.trainer.stopped:
-            self.stop.tell_reached()
+            self.stop.reached.set()
             self._save()
             raise interruption.Stopped(
                 f"{self.model_dir}: stopped at step {self.step} as asked; start again with the "

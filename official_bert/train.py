@@ -28,25 +28,12 @@ from official_bert import (
 )
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "experiment", experiments.PRETRAINING, "Registered experiment.", flag_values=FLAGS
-)
-flags.DEFINE_multi_string(
-    "config_file", [], "YAML file, or the name of a packaged recipe; later ones win.",
-    flag_values=FLAGS,
-)  # fmt: skip
-flags.DEFINE_string(
-    "params_override", "", "YAML, JSON, a file, or a.b=1,c.d=x; wins over the files.",
-    flag_values=FLAGS,
-)  # fmt: skip
+configuration.define_flags(FLAGS, experiments.PRETRAINING)
 flags.DEFINE_enum("mode", "train_and_eval", runner.MODES, "What to run.", flag_values=FLAGS)
 flags.DEFINE_string(
     "model_dir", None, "Folder of the run.", required=True, flag_values=FLAGS
 )  # fmt: skip
-flags.DEFINE_float(
-    "grace_seconds", interruption.GRACE_SECONDS,
-    "After SIGTERM, how long to wait for the end of a step.", lower_bound=0.0, flag_values=FLAGS,
-)  # fmt: skip
+interruption.define_flags(FLAGS)
 
 
 def body(flag_values: flags.FlagValues, stop: interruption.StopRequest) -> None:

@@ -82,6 +82,8 @@ def test_no_two_places_share_a_key() -> None:
             second = dropout.folded(first, micro_batch)
             keys |= {tuple(dropout.folded(second, layer).numpy()) for layer in numbers}
     assert len(keys) == len(numbers) ** 5
+    largest = dropout.step_key(2**32 - 1, tf.constant(0))
+    assert tuple(largest.numpy()) != tuple(dropout.step_key(0, tf.constant(0)).numpy())
 
 
 def test_layers_without_a_key_draw_as_keras_does() -> None:

@@ -13,8 +13,10 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
 from official_bert import checkpoints, guard, interruption, metrics_log, run_files, runner, train
+from tfrecords import files
 from tfrecords.errors import UserError
 
 SCHEDULE = "trainer__optimizer_config__learning_rate__warmup_constant_decay__"
@@ -327,3 +329,48 @@ def test_params_yaml_is_enough_to_rerun(tmp_path, whole) -> None:
     assert train.main([f"--config_file={whole / 'params.yaml'}", f"--model_dir={again}"]) == 0
     assert_same_run(again, whole)
     assert (again / "params.yaml").read_text() == (whole / "params.yaml").read_text()
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, with_dropout, whole) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with (
+        files.lock(str(run / ".lock")),
+        pytest.raises(UserError, match="another process is at work"),
+    ):
+        runner.run(with_dropout(), str(run))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("has_begun", "code"), [(False, 2), (True, interruption.EXIT_FAILED)])
+def test_files_that_fail_in_the_middle_are_worth_another_start(
+    has_begun: bool, code: int, capsys
+) -> None:
+    flag_values = flags.FlagValues()
+    interruption.define_flags(flag_values)
+
+    def body(parsed, stop) -> None:
+        assert parsed.grace_seconds == interruption.GRACE_SECONDS
+        if has_begun:
+            stop.watch()
+        raise OSError("the network disk is away")
+
+    assert interruption.exit_code(body, flag_values, []) == code
+    assert "error: the network disk is away" in capsys.readouterr().err
+
+
+def test_model_gardens_adamw_goes_on_too(tmp_path, tiny) -> None:
+    """Its slots are restored, and the run ends with the same bits."""
+    optimizer = {"trainer__optimizer_config__optimizer__type": "adamw"}
+    params = tiny(**optimizer, **{f"{SCHEDULE}peak_learning_rate": 0.002})
+    runner.run(params, str(tmp_path / "whole"), "train")
+    stop = interruption.StopRequest()
+    stop.set()
+    with pytest.raises(interruption.Stopped):
+        runner.run(params, str(tmp_path / "run"), "train", stop=stop)
+    runner.run(params, str(tmp_path / "run"), "train")
+    found, expected = tensors(tmp_path / "run"), tensors(tmp_path / "whole")
+    assert any("/m/" in name for name in expected)
+    for name, value in expected.items():
+        assert found[name].tobytes() == value.tobytes(), name

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from official_bert import metrics_log, runner
+from official_bert import interruption, metrics_log, runner
 from tests.bert.test_interruption import arguments, assert_same_run
 
 DEADLINE_S = 300
@@ -120,3 +120,19 @@ def test_a_killed_peer_leaves_no_trace_in_the_result(tmp_path, whole, tiny_argum
         "README", "checkpoint", "data", "ckpt", "evaluations", "logs", "metrics", "params",
         "speed", "tokenizer_config", "train", "validation", "vocab",
     }  # fmt: skip
+
+
+def test_sigterm_ends_all_workers_at_one_step(tmp_path, tiny_arguments) -> None:
+    """The launcher hands it on. The run is so long that it cannot end before the signal."""
+    model_dir = tmp_path / "stopped"
+    job = launch(model_dir, tiny_arguments, override=("trainer.train_steps=100000",))
+    try:
+        wait_for_step(model_dir, 2, job)
+        job.send_signal(signal.SIGTERM)
+        said, _ = job.communicate(timeout=DEADLINE_S)
+    finally:
+        job.kill()
+    assert job.returncode == interruption.EXIT_RESTART, said
+    steps = set(re.findall(r"stopped at step (\d+) as asked", said))
+    assert len(steps) == 1 and said.count("as asked") == 2, said
+    assert (model_dir / f"ckpt-{steps.pop()}.index").exists()
