@@ -1,6 +1,7 @@
 # Two commands for a fresh clone: `make demo` and `make test`. Both set up .venv by themselves.
 # `make test-backends` tests the optimizers on JAX and PyTorch, in environments of their own;
-# `make test-beam` tests the build of shards on Apache Beam, in another. `make test-kill` kills
+# `make test-beam` tests the build of shards on Apache Beam, in another; `make test-hugging-face`
+# holds exports against transformers on PyTorch, in a third. `make test-kill` kills
 # training runs with SIGKILL wherever they can be killed; `make test` does so in three places.
 # `make tpu-ready` shows what of the recipes can be shown of TPUs where there is none: docs/tpu.md.
 
@@ -18,7 +19,7 @@ CORPUS ?=
 SQUAD_TRAIN ?=
 SQUAD_DEV ?=
 
-.PHONY: demo test test-backends test-beam test-kill tpu-ready lint format clean
+.PHONY: demo test test-backends test-beam test-hugging-face test-kill tpu-ready lint format clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m official_bert.demo --work_dir='$(DEMO_DIR)' --corpus='$(CORPUS)' \
@@ -38,6 +39,10 @@ test-backends: $(BACKENDS:%=.venv-%/.installed)
 test-beam: .venv-beam/.installed
 	@.venv-beam/bin/python -m pytest -q tests/beam
 
+# The folders to test are exported by .venv, which has no PyTorch; `--confcutdir` as above.
+test-hugging-face: $(INSTALLED) .venv-hugging-face/.installed
+	@.venv-hugging-face/bin/python -m pytest -q --confcutdir=tests/hugging_face tests/hugging_face
+
 # TPU_READY is for flags of official_bert.tpu_ready, such as --config_file=bert_tiny_phase1.yaml.
 tpu-ready: $(INSTALLED) .venv-tpu/.installed
 	@$(BIN)/python -m official_bert.tpu_ready --compiler=.venv-tpu/bin/python $(TPU_READY)
@@ -55,7 +60,7 @@ format: $(INSTALLED)
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(BACKENDS:%=.venv-%) .venv-beam .venv-tpu $(DEMO_DIR) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BACKENDS:%=.venv-%) .venv-beam .venv-hugging-face .venv-tpu $(DEMO_DIR) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamp is written last, so an interrupted installation is begun again. `--use-pep517`: some of
 # Model Garden's requirements have no wheels, and the old way to build them fails without `wheel`.
@@ -89,4 +94,13 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@$(PYTHON) -m venv .venv-beam
 	@.venv-beam/bin/python -m pip install $(QUIET_PIP) --constraint constraints-beam.txt \
 		--editable '.[beam]' hypothesis pytest
+	@touch $@
+
+.venv-hugging-face/.installed: constraints-hugging-face.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 \
+	or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "setting up .venv-hugging-face (once; a minute or two; 1 GB, several with PyTorch for GPUs)"
+	@$(PYTHON) -m venv .venv-hugging-face
+	@.venv-hugging-face/bin/python -m pip install $(QUIET_PIP) \
+		--constraint constraints-hugging-face.txt torch transformers pytest
 	@touch $@

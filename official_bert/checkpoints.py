@@ -1,7 +1,7 @@
 """Finding checkpoints and restoring every weight of a model from one, or saying why not."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -9,26 +9,31 @@ import tf_keras
 from absl import logging
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
+from official_bert import saved_encoders
 from tfrecords.errors import UserError
 
 _NUMBERED = re.compile(r"(?P<prefix>.*ckpt-(?P<number>\d+))\.index")
 _TRAINED_POOLER = "next_sentence.pooler_dense"
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_VALUE = "VARIABLE_VALUE"
 
 
 def latest(path: str) -> str:
     """The checkpoint prefix that `path` names: itself, or the newest of a folder.
 
     Args:
-      path: a model_dir, or a checkpoint prefix such as `run/ckpt-500`.
+      path: a model_dir, a checkpoint prefix such as `run/ckpt-500`, or an exported SavedModel.
 
     Raises:
-      UserError: there is no checkpoint.
+      UserError: there is no checkpoint, or a SavedModel that is no encoder.
     """
-    prefix = newest_whole(path) if tf.io.gfile.isdir(path) else path
+    prefix: str | None = path
+    if tf.io.gfile.isdir(path):
+        prefix = newest_whole(path) or saved_encoders.prefix(path)
     if prefix is None or not tf.io.gfile.exists(f"{prefix}.index"):
         raise UserError(
-            f"no checkpoint at {path}; expected a model_dir with a finished save, or a prefix "
-            "such as model_dir/ckpt-500"
+            f"no checkpoint at {path}; expected a model_dir with a finished save, a prefix such "
+            "as model_dir/ckpt-500, or an exported SavedModel"
         )
     return prefix
 
@@ -114,19 +119,25 @@ def restore_model(path: str, model: tf_keras.Model) -> str:
       UserError: no checkpoint, or one of another architecture.
     """
     prefix = latest(path)
-    items = {"model": model} if "model" in _roots(prefix) else model.checkpoint_items
-    _read(prefix, items)
+    if saved_encoders.folder_of(prefix) is not None:
+        raise UserError(
+            f"{path} is a SavedModel, which holds no whole pretraining model; give the "
+            "--model_dir or the checkpoint that it was exported from"
+        )
+    items = {"model": model} if "model" in children(prefix) else model.checkpoint_items
+    restore_items(prefix, items)
     return prefix
 
 
 def restore_encoder(path: str, encoder: tf_keras.Model) -> str:
-    """Restores the encoder's weights from a pretraining checkpoint.
+    """Restores the encoder's weights from a pretraining checkpoint or an exported SavedModel.
 
     The encoder's pooler is filled from the trained pooler of the next-sentence head, the one
-    that pretraining moved; where there is no such head it stays as it was initialised.
+    that pretraining moved; where there is no such head it stays as it was initialised. An exported
+    SavedModel holds that pooler as the encoder's own.
 
     Args:
-      path: a model_dir or a checkpoint prefix.
+      path: a model_dir, a checkpoint prefix or a SavedModel.
       encoder: a Model Garden BERT encoder, its variables created.
 
     Returns:
@@ -136,24 +147,102 @@ def restore_encoder(path: str, encoder: tf_keras.Model) -> str:
       UserError: no checkpoint, or one of another architecture.
     """
     prefix = latest(path)
-    roots = _roots(prefix)
-    _read(prefix, {"encoder" if "encoder" in roots else "model": encoder})
+    exported = saved_encoders.folder_of(prefix)
+    if exported is not None:
+        saved_encoders.restore(exported, encoder)
+        return prefix
+    roots = children(prefix)
+    restore_items(prefix, {"encoder" if "encoder" in roots else "model": encoder})
     if _TRAINED_POOLER in roots:
-        _read(prefix, {_TRAINED_POOLER: encoder.pooler_layer})
+        restore_items(prefix, {_TRAINED_POOLER: encoder.pooler_layer})
     return prefix
 
 
-def _roots(prefix: str) -> set[str]:
-    # The names of tensors follow the shortest path to each variable, so they do not tell what
-    # was saved under which name; the object graph does.
-    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+def children(prefix: str, *path: str) -> set[str]:
+    """What a checkpoint holds under a path of names; nothing where there is no such path.
+
+    Args:
+      prefix: the checkpoint.
+      *path: names from the root on, such as `"model"`; none for the root itself.
+    """
+    graph = _object_graph(prefix)
+    node = _node(graph, path) if graph else None
+    return set() if node is None else {child.local_name for child in graph.nodes[node].children}
+
+
+def _object_graph(prefix: str) -> Any:
+    """What was saved under which name; None for TensorFlow 1's checkpoints, which do not say.
+
+    The names of tensors follow the shortest path to each variable, so they do not tell.
+    """
     reader = tf.train.load_checkpoint(prefix)
-    graph.ParseFromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
-    return {child.local_name for child in graph.nodes[0].children}
+    if not reader.has_tensor(_OBJECT_GRAPH):
+        return None
+    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    graph.ParseFromString(reader.get_tensor(_OBJECT_GRAPH))
+    return graph
 
 
-def _read(prefix: str, items: Mapping[str, Any]) -> None:
+def _node(graph: Any, path: Iterable[str]) -> int | None:
+    """The number of the node that a path of names leads to from the root."""
+    node = 0
+    for name in path:
+        below = {child.local_name: child.node_id for child in graph.nodes[node].children}
+        if name not in below:
+            return None
+        node = below[name]
+    return node
+
+
+def _num_saved(graph: Any, path: Iterable[str]) -> int:
+    """The variables that a checkpoint holds below a path of names."""
+    start = _node(graph, path)
+    seen, waiting = set(), [] if start is None else [start]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting.extend(child.node_id for child in graph.nodes[node].children)
+    return sum(
+        attribute.name == _VALUE for node in seen for attribute in graph.nodes[node].attributes
+    )
+
+
+def _check_depth(graph: Any, name: str, item: Any) -> None:
+    """Refuses an encoder deeper than the model's, of which TensorFlow would read the first layers.
+
+    Raises:
+        ValueError: the checkpoint's encoder has more variables than the model's.
+    """
+    encoder = getattr(item, "encoder_network", item)
+    if not hasattr(encoder, "transformer_layers"):
+        return
+    saved = _num_saved(graph, (name,) if encoder is item else (name, "encoder_network"))
+    below = tf.train.TrackableView(encoder).descendants()
+    own = sum(isinstance(each, tf.Variable) for each in below)
+    if saved > own:
+        raise ValueError(
+            f"its encoder has {saved} variables, the config's {own} with "
+            f"{len(encoder.transformer_layers)} layers; give the config it was trained with"
+        )
+
+
+def restore_items(prefix: str, items: Mapping[str, Any]) -> None:
+    """Restores every variable of some objects from where a checkpoint keeps them.
+
+    Args:
+      prefix: the checkpoint.
+      items: objects by the names under which the checkpoint holds them.
+
+    Raises:
+      UserError: the checkpoint is damaged, of TensorFlow 1 or of another architecture.
+    """
     try:
+        graph = _object_graph(prefix)
+        if graph is None:
+            raise UserError(_of_tensorflow_1(prefix))
+        for name, item in items.items():
+            _check_depth(graph, name, item)
         status = tf.train.Checkpoint(**items).read(prefix)
         status.assert_existing_objects_matched().expect_partial()
     except tf.errors.OpError as error:
@@ -161,8 +250,19 @@ def _read(prefix: str, items: Mapping[str, Any]) -> None:
             f"{prefix} is damaged: {' '.join(str(error.message).split())[:200]}; give the prefix "
             "of another checkpoint"
         ) from error
+    except UserError:
+        raise
     except (AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{prefix} is a checkpoint of another architecture than the config's: {reason}"
         ) from error
+
+
+def _of_tensorflow_1(prefix: str) -> str:
+    return (
+        f"{prefix} is a checkpoint of TensorFlow 1, such as Google's bert_model.ckpt, which names "
+        "variables and no objects; turn it into one of Model Garden with python -m "
+        "official.nlp.tools.tf2_bert_encoder_checkpoint_converter, or convert the same model from "
+        "Hugging Face with official_bert.convert"
+    )

@@ -13,9 +13,17 @@ import tensorflow as tf
 from absl import logging
 from official.core import config_definitions
 from official.modeling import tf_utils
+from official.nlp.configs import bert
 
 import tfrecords
-from official_bert import checkpoints, devices, estimates, optimization, ranges
+from official_bert import (
+    checkpoints,
+    devices,
+    estimates,
+    inherited_size,
+    optimization,
+    ranges,
+)
 from official_bert.input import PretrainDataConfig, check_shards
 from official_bert.pretraining_task import LargeBatchPretrainConfig, with_heads_of_data
 from tfrecords import schema, sharding
@@ -265,18 +273,23 @@ def _disk_numbers(
 
 
 def checkpoint_bytes(params: config_definitions.ExperimentConfig) -> int | None:
-    """The size of a pretraining run's checkpoint; None for another task, or another encoder."""
+    """The size of a checkpoint, of a finetuning about; None for an encoder that is no BERT."""
     task = params.task
-    if not isinstance(task, LargeBatchPretrainConfig) or not is_bert(task):
+    if not is_bert(task):
         return None
     chosen = params.trainer.optimizer_config
-    count = estimates.parameters(task.model, task.train_data.use_next_sentence_label)
+    if isinstance(task, LargeBatchPretrainConfig):
+        count = estimates.parameters(task.model, task.train_data.use_next_sentence_label)
+    else:
+        # Heads are small beside the encoder: the masked LM's stands for any other.
+        count = estimates.parameters(bert.PretrainerConfig(encoder=task.model.encoder))
     return estimates.checkpoint_bytes(count, estimates.slots(chosen), ema=chosen.ema is not None)
 
 
-def is_bert(task: LargeBatchPretrainConfig) -> bool:
+def is_bert(task: config_definitions.TaskConfig) -> bool:
     """Whether the encoder is one whose size `estimates` has a formula for."""
-    return task.model.encoder.type in ("bert", "bert_v2")
+    encoder = getattr(getattr(task, "model", None), "encoder", None)
+    return getattr(encoder, "type", None) in ("bert", "bert_v2")
 
 
 def _optimizer_problems(params: config_definitions.ExperimentConfig) -> Problems:
@@ -346,6 +359,7 @@ def _pretraining_problems(
     begun = bool(model_dir) and checkpoints.exists(model_dir)
     if task.init_checkpoint and "train" in mode and not begun:
         yield from _refusals(checkpoints.latest, task.init_checkpoint)
+        yield from inherited_size.problems(params, task.init_checkpoint)
     if task.model.encoder.type is None:
         yield "task.model.encoder.type is None; expected bert: set it in the config file"
         return

@@ -8,7 +8,7 @@ import tensorflow as tf
 from official.nlp.configs import encoders
 
 import tfrecords
-from official_bert import checkpoints, configuration, experiments, input
+from official_bert import checkpoints, configuration, experiments, input, saved_encoders
 from tfrecords.errors import UserError
 from tfrecords.vocabulary import SPECIAL_TOKENS, Vocabulary
 
@@ -20,7 +20,8 @@ class StartingPoint:
     """Where a finetuning run starts.
 
     Attributes:
-        checkpoint: the prefix to restore the encoder from; empty for random weights.
+        checkpoint: the prefix to restore the encoder from, inside a SavedModel where it is one;
+            empty for random weights.
         encoder: the encoder's config.
         vocabulary: the word pieces that the encoder's embedding rows stand for.
         lower_case: whether text is lower-cased before it is cut into them.
@@ -42,24 +43,26 @@ def find(
 
     The vocabulary is looked for in the run's folder, in its shards' folder and in the folder
     above; the casing in the run's folder, in the shards' manifest, else in the vocabulary: one
-    with capitals is cased.
+    with capitals is cased. An exported SavedModel has all three in its assets.
 
     Args:
-        init_checkpoint: a pretraining `model_dir`, a checkpoint in one, or empty.
+        init_checkpoint: a pretraining `model_dir`, a checkpoint in one, a folder that
+            `official_bert.export --format=saved_model` wrote or its `encoder`, or empty.
         config_file: a recipe or `params.yaml` that says the encoder's size.
         vocab_file: the vocabulary.
         lower_case: the casing.
 
     Raises:
-        UserError: no checkpoint, no encoder config or no vocabulary to be found, or a
-            vocabulary that is not the encoder's.
+        UserError: no checkpoint, no encoder config or no vocabulary to be found, a vocabulary
+            that is not the encoder's, or a SavedModel that is no encoder.
 
     Example:
         >>> find("run/phase2").encoder.get().num_layers
         12
     """
     checkpoint = checkpoints.latest(init_checkpoint) if init_checkpoint else ""
-    run = os.path.dirname(checkpoint) if checkpoint else ""
+    exported = saved_encoders.folder_of(checkpoint) if checkpoint else None
+    run = saved_encoders.assets(exported) if exported else os.path.dirname(checkpoint)
     saved = _saved_task(run)
     encoder = _encoder(saved, config_file, run)
     manifest = _manifest(saved)
@@ -69,8 +72,10 @@ def find(
     _check_size(vocabulary, encoder)
     if lower_case is None:
         lower_case = input.kept_casing(run)
+    if lower_case is None and exported:
+        lower_case = saved_encoders.lower_case(exported)
     if lower_case is None:
-        lower_case = manifest.lower_case if manifest else not _has_capitals(vocabulary)
+        lower_case = manifest.lower_case if manifest else not has_capitals(vocabulary)
     return StartingPoint(
         checkpoint=checkpoint, encoder=encoder, vocabulary=vocabulary, lower_case=lower_case
     )
@@ -127,5 +132,6 @@ def _check_size(vocabulary: Vocabulary, encoder: encoders.EncoderConfig) -> None
         )
 
 
-def _has_capitals(vocabulary: Vocabulary) -> bool:
+def has_capitals(vocabulary: Vocabulary) -> bool:
+    """Whether any token has a capital letter, as only those of cased vocabularies do."""
     return any(token != token.lower() for token in vocabulary.tokens if token not in SPECIAL_TOKENS)

@@ -99,11 +99,7 @@ class Tokenizer:
 
     def encode_exactly(self, line: str) -> list[int]:
         """The ids of one line, by the reference's own steps."""
-        words = line.translate(_CLEAN).split()
-        if self._lower_case:
-            words = [_strip_accents(word.lower()) for word in words]
-        separated = " ".join(words).translate(_PUNCTUATION).split()
-        return [index for word in separated for index in self._pieces(word)]
+        return [index for word in words(line, self._lower_case) for index in self._pieces(word)]
 
     def _word_to_ids(self, word: str) -> tuple[int, ...]:
         """Greedy longest match from the left; one piece that is not there spoils the word."""
@@ -122,6 +118,19 @@ class Tokenizer:
             else:
                 return (self._unknown,)
         return tuple(result)
+
+
+def words(line: str, lower_case: bool) -> list[str]:
+    """The normalised words, punctuation marks and ideographs of a line, before WordPiece.
+
+    Example:
+        >>> words("Caf\u00e9, no.", lower_case=True)
+        ['cafe', ',', 'no', '.']
+    """
+    spaced = line.translate(_CLEAN).split()
+    if lower_case:
+        spaced = [_strip_accents(word.lower()) for word in spaced]
+    return " ".join(spaced).translate(_PUNCTUATION).split()
 
 
 class _Clean(dict):

@@ -27,6 +27,8 @@ CONTINUATION = "##"
 
 _SIZE_MULTIPLE = 64
 _MAX_ALPHABET = 1000
+# ASCII's alone: U+2028 and its like are word pieces of some vocabularies.
+_BLANKS = " \t\r\f\v"
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -68,7 +70,10 @@ class Vocabulary:
         first: dict[str, int] = {}
         for index, token in enumerate(self.tokens):
             if not token:
-                raise UserError(f"{self.path}: line {index + 1} is empty; remove it")
+                raise UserError(
+                    f"{self.path}: line {index + 1} is empty; each line is an id, so expected a "
+                    "token; take the file as it was published, or fill in [unused*] there"
+                )
             if first.setdefault(token, index) != index:
                 raise UserError(
                     f"{self.path}: {token!r} is on lines {first[token] + 1} and {index + 1}; "
@@ -106,7 +111,9 @@ class Vocabulary:
         except UnicodeDecodeError as error:
             raise UserError(f"{name} is no UTF-8 text ({error}); is it a vocabulary?") from error
         tokens = text.removesuffix("\n").split("\n")
-        return cls(tokens=tuple(token.strip() for token in tokens), content=content, path=name)
+        return cls(
+            tokens=tuple(token.strip(_BLANKS) for token in tokens), content=content, path=name
+        )
 
     def __len__(self) -> int:
         return len(self.tokens)

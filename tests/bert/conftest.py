@@ -11,6 +11,7 @@ import tfrecords
 import tfrecords.build
 import tfrecords.vocabulary
 from official_bert import configuration, experiments
+from tests.bert import pretrained_runs
 
 VOCAB_SIZE = 1024
 SHORT, LONG = 32, 64
@@ -103,3 +104,15 @@ def tiny(
         return configuration.load(experiments.PRETRAINING, [tiny_yaml], text)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pretrained_run(
+    tiny: Callable[..., config_definitions.ExperimentConfig],
+    shards: pathlib.Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> pathlib.Path:
+    """A pretraining run's folder as one leaves it, with weights as large as trained ones."""
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    pretrained_runs.write(tiny(), shards, folder)
+    return folder

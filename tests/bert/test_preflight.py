@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from official.nlp.configs import bert, encoders
+from official.nlp.tasks import question_answering
 from tensorflow.python.eager import context
 
 import tfrecords
@@ -18,10 +19,11 @@ from official_bert import (
     devices,
     estimates,
     experiments,
-    finetune,
+    finetune_plan,
     optimization,
     preflight,
     ranges,
+    squad_task,
     trainer,
 )
 from official_bert.input import PretrainDataConfig
@@ -368,14 +370,12 @@ def test_a_vocabulary_of_segments_too_small_for_pairs(tiny) -> None:
 
 
 def test_the_config_of_a_finetuning_passes(tmp_path) -> None:
-    flag_values = finetune.FLAGS
-    flag_values.unparse_flags()
-    flag_values(["finetune", "--train_file=a", "--dev_file=b", f"--model_dir={tmp_path}"])
-    task = finetune.squad_task.SquadConfig(
-        model=finetune.question_answering.ModelConfig(encoder=encoders.EncoderConfig(type="bert"))
+    settings = finetune_plan.Settings(model_dir=str(tmp_path))
+    task = squad_task.SquadConfig(
+        model=question_answering.ModelConfig(encoder=encoders.EncoderConfig(type="bert"))
     )
     for steps in (1, 1000):
-        params = finetune.experiment(flag_values, task, steps)
+        params = finetune_plan.experiment(settings, task, steps)
         assert not list(preflight.problems(params, "train_and_eval", str(tmp_path)))
         assert not list(preflight.warnings(params, "train_and_eval", str(tmp_path)))
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import tfrecords
 from official_bert import metrics_log, preflight, runner, starting_point
-from official_bert.export import saved_model
+from official_bert.export import saved_model, source
 from tests.bert.conftest import LONG, SHORT
 from tfrecords.errors import UserError
 
@@ -74,8 +74,8 @@ def test_the_casing_goes_with_the_run(run: pathlib.Path, tmp_path: pathlib.Path)
     assert json.loads((run / "tokenizer_config.json").read_text()) == {"do_lower_case": False}
     # The vocabulary was trained on lower-cased text: only the run itself knows that it is cased.
     assert not starting_point.find(str(run)).lower_case
-    path = saved_model.export(str(run), str(tmp_path))
-    assert not tf.saved_model.load(path).do_lower_case.numpy()
+    saved_model.export(source.load(str(run)), str(tmp_path))
+    assert not tf.saved_model.load(str(tmp_path / "encoder")).do_lower_case.numpy()
 
 
 def test_masks_can_be_chosen_in_the_config(packed: pathlib.Path, tiny) -> None:

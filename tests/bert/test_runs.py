@@ -7,11 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 import tfrecords
 from official_bert import checkpoints, experiments, metrics_log, preflight, pretrain, runner, train
 from official_bert.export import __main__ as export_command
-from official_bert.export import saved_model
+from official_bert.export import encoding, source
+from official_bert.pretraining_task import LargeBatchPretrainConfig
 from tests.bert.conftest import LONG
 from tfrecords.errors import UserError
 
@@ -39,6 +41,14 @@ def two_phases(tmp_path_factory, shards, tiny_yaml) -> pathlib.Path:
         ]
     )
     return root / "run"
+
+
+def as_trained(model_dir: pathlib.Path) -> tf_keras.Model:
+    """The pretrainer as its checkpoint holds it, the encoder's own pooler untrained."""
+    config = LargeBatchPretrainConfig(model=source.pretrainer_config(str(model_dir)))
+    model = runner.task_factory.get_task(config).build_model()
+    checkpoints.restore_model(str(model_dir), model)
+    return model
 
 
 def rows(model_dir: pathlib.Path) -> list[dict]:
@@ -74,7 +84,7 @@ def test_phase_2_starts_from_every_weight_of_phase_1(two_phases, tiny) -> None:
     task = runner.task_factory.get_task(params.task)
     model = task.build_model()
     task.initialize(model)
-    expected, _ = saved_model.load_pretrainer(str(two_phases / "phase1"))
+    expected = as_trained(two_phases / "phase1")
     names = [variable.name for variable in model.variables]
     assert any("next_sentence/logits/kernel" in name for name in names)
     for variable, reference in zip(model.variables, expected.variables, strict=True):
@@ -203,7 +213,8 @@ def test_a_checkpoint_of_another_architecture_is_refused(two_phases, tiny, shard
     params = tiny(
         task__init_checkpoint=two_phases / "phase1", task__model__encoder__bert__num_layers=3
     )
-    preflight.check(params, "train")
+    with pytest.raises(UserError, match="num_layers is 3, but .*phase1.* has 2; add --params_over"):
+        preflight.check(params, "train")
     task = runner.task_factory.get_task(params.task)
     with pytest.raises(UserError, match="another architecture"):
         task.initialize(task.build_model())
@@ -221,9 +232,9 @@ def exported(two_phases, tmp_path_factory) -> pathlib.Path:
 def test_the_export_agrees_with_the_checkpoint(two_phases, exported, shards) -> None:
     """Within 1e-5 on real text; the pooled output is the trained pooler's."""
     batch = next(iter(tfrecords.read(shards, split="eval", seq_length=LONG, global_batch_size=16)))
-    inputs = {name: batch[name] for name in saved_model.INPUTS}
+    inputs = {name: batch[name] for name in encoding.INPUTS}
     answers = tf.saved_model.load(str(exported / "encoder"))(inputs)
-    model, _ = saved_model.load_pretrainer(str(two_phases / "phase2"))
+    model = as_trained(two_phases / "phase2")
     outputs = model(batch, training=False)
     np.testing.assert_allclose(
         answers["sequence_output"], outputs["sequence_output"], rtol=0, atol=1e-5
@@ -259,8 +270,8 @@ def test_the_export_holds_no_optimizer_state_and_its_vocabulary(
 
 def test_export_mistakes(exported, two_phases, tmp_path, capsys) -> None:
     for arguments, words in (
-        ([f"--model_dir={tmp_path}", f"--output_dir={tmp_path / 'o'}"], "holds no params.yaml"),
-        ([f"--model_dir={two_phases / 'phase2'}", f"--output_dir={exported}"], "exists already"),
+        ([f"--model_dir={tmp_path}", f"--output_dir={tmp_path / 'o'}"], "no checkpoint at"),
+        ([f"--model_dir={two_phases / 'phase2'}", f"--output_dir={exported}"], "--overwrite"),
         ([f"--model_dir={tmp_path}", "--format=onnx", f"--output_dir={tmp_path / 'o'}"], "format"),
     ):
         assert export_command.main(arguments) == 2
