@@ -185,6 +185,29 @@ def accumulate(
     return sums
 
 
+def of_all_replicas(values: tf.Tensor) -> tf.Tensor:
+    """The replicas' tensors end to end, on every replica of every worker.
+
+    By a sum, the one collective that every strategy has: gathering fails inside a step of
+    `MultiWorkerMirroredStrategy`.
+
+    Args:
+      values: (rows, ...), of one shape on all replicas.
+
+    Returns:
+      (replicas * rows, ...), in the order of the replicas.
+    """
+    context = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync
+    if replicas == 1:
+        return values
+    place = tf.range(replicas) == context.replica_id_in_sync_group
+    place = tf.reshape(place, [replicas, *[1] * values.shape.rank])
+    spread = tf.where(place, values[None], tf.zeros_like(values)[None])
+    total = context.all_reduce(tf.distribute.ReduceOp.SUM, spread)
+    return tf.reshape(total, [-1, *values.shape[1:]])
+
+
 def apply(
     optimizer: tf_keras.optimizers.Optimizer,
     gradients: Sequence[tf.Tensor],

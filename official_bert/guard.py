@@ -13,6 +13,19 @@ from tfrecords.errors import UserError
 _SHOWN = 5
 
 
+class Diverged(UserError):  # noqa: N818 - what happened, as `Stopped`
+    """Training went to numbers that are not finite.
+
+    Args:
+      message: the whole line for the user.
+      found: its part without any advice; the whole line when None.
+    """
+
+    def __init__(self, message: str, found: str | None = None) -> None:
+        super().__init__(message)
+        self.found = message if found is None else found
+
+
 class SkippedStepsGuard:
     """Counts the steps skipped in a row, over restarts too.
 
@@ -57,7 +70,7 @@ def _is_lost(row: Mapping[str, Any]) -> bool:
 
 def diverged(
     row: Mapping[str, Any], in_a_row: int, gradient_norms: Mapping[str, float], checkpoint: str
-) -> UserError:
+) -> Diverged:
     """The error that ends the run.
 
     Args:
@@ -69,12 +82,16 @@ def diverged(
     ranked = sorted(gradient_norms.items(), key=_by_size)
     largest = ", ".join(f"{path} {norm:.3g}" for path, norm in ranked[:_SHOWN]) or "not watched"
     step = row["step"]
-    return UserError(
+    found = (
         f"the gradients of steps {step - in_a_row + 1} to {step} were not finite, "
-        f"{in_a_row} in a row (trainer.max_skipped_steps); loss {row.get('loss')}; largest "
+        f"{in_a_row} in a row"
+    )
+    return Diverged(
+        f"{found} (trainer.max_skipped_steps); loss {row.get('loss')}; largest "
         f"gradient norms by block, of the last: {largest}. The weights before them are in "
         f"{checkpoint}: lower the learning rate or lengthen the warm-up in another --model_dir "
-        "with task.init_checkpoint, or look at the data of these steps"
+        "with task.init_checkpoint, or look at the data of these steps",
+        found,
     )
 
 

@@ -76,7 +76,7 @@ class StopRequest:
 
 
 def _take_back_sigterm() -> None:
-    """TensorFlow's cluster of workers hides Python's handler behind its own, which saves nothing."""
+    """TensorFlow's cluster of workers hides Python's handler behind one that saves nothing."""
     handler = signal.getsignal(signal.SIGTERM)
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)

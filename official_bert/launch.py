@@ -26,7 +26,8 @@ from official_bert import supervision
 from tfrecords import command
 from tfrecords.errors import UserError
 
-COMMANDS = ("official_bert.train", "official_bert.pretrain")
+FINETUNE = "official_bert.finetune"
+COMMANDS = ("official_bert.train", "official_bert.pretrain", FINETUNE)
 MANY_WORKERS = "multi_worker_mirrored"
 
 _STRATEGY, _NUM_GPUS = "runtime.distribution_strategy", "runtime.num_gpus"
@@ -102,7 +103,8 @@ def job_from(
     command_line = [sys.executable, "-m", flag_values.command]
     # The user's own --grace_seconds comes later and wins.
     command_line += [f"--grace_seconds={flag_values.grace_seconds:g}", *arguments]
-    command_line += _strategy_arguments(arguments, workers, gpus)
+    finds = _finetuning_arguments if flag_values.command == FINETUNE else _strategy_arguments
+    command_line += finds(arguments, workers, gpus)
     return supervision.Job(
         command=command_line,
         environments=environments,
@@ -242,6 +244,22 @@ def _strategy_arguments(arguments: Sequence[str], workers: int, gpus: int) -> li
                 "this machine; leave one of them out"
             )
     return [f"--params_override={with_defaults(override, defaults)}"]
+
+
+def _finetuning_arguments(arguments: Sequence[str], workers: int, gpus: int) -> list[str]:
+    """As `_strategy_arguments`, for a command with flags in place of a config."""
+    given = last_value(arguments, "distribution_strategy")
+    if workers > 1 and given in _ALONE:
+        raise UserError(
+            f"--distribution_strategy is {given!r}, and --num_workers {workers}: each worker would "
+            f"train alone, all into one --model_dir; leave it out, or give {MANY_WORKERS}"
+        )
+    added = []
+    if workers > 1 and given is None:
+        added.append(f"--distribution_strategy={MANY_WORKERS}")
+    if gpus and last_value(arguments, "num_gpus") is None:
+        added.append(f"--num_gpus={gpus}")
+    return added
 
 
 def _default_log_dir(arguments: Sequence[str]) -> str:

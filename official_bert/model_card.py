@@ -23,9 +23,11 @@ CARD = "README.md"
 MARK = "<!-- Written by official_bert.model_card. Without this line the file is left alone. -->"
 
 PRETRAINING, QUESTION_ANSWERING = "masked-lm", "question-answering"
+CLASSIFICATION = "text-classification"
 _TITLES = {
     PRETRAINING: "BERT pretraining",
     QUESTION_ANSWERING: "Extractive question answering",
+    CLASSIFICATION: "Text classification",
     None: "A task of the TF Model Garden",
 }
 _RESUME = "python -m official_bert.train --config_file=MODEL_DIR/params.yaml --model_dir=MODEL_DIR"
@@ -83,6 +85,8 @@ def task_of(run: Run) -> str | None:
     """What the run trained for, told by the fields of its task; None where they do not tell."""
     if "cls_heads" in (run.get("task.model") or {}):
         return PRETRAINING
+    if "num_classes" in (run.get("task.model") or {}):
+        return CLASSIFICATION
     return QUESTION_ANSWERING if "n_best_size" in (run.get("task") or {}) else None
 
 
@@ -218,7 +222,7 @@ def recipe(run: Run) -> Facts:
 def use(run: Run) -> str:
     """Commands that go on from here."""
     kind = task_of(run)
-    if kind == QUESTION_ANSWERING:
+    if kind in (QUESTION_ANSWERING, CLASSIFICATION):
         return (
             "To resume, run `python -m official_bert.finetune` again with the flags that began "
             "this run; it goes on from the newest checkpoint.\n"

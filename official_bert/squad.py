@@ -1,8 +1,7 @@
-"""SQuAD v1.1 files: read and checked, cut into windows of word pieces, and scored.
+"""SQuAD files, v1.1 and v2.0: read and checked, and cut into windows of word pieces.
 
-Windows, answers and scores are Model Garden's own (`official/nlp/data/squad_lib.py` and
-`official/nlp/tools/squad_evaluate_v1_1.py`); here they get input that was checked, a tokenizer
-that remembers words, and arrays instead of files.
+Windows are Model Garden's own (`official/nlp/data/squad_lib.py`); here they get input that was
+checked, a tokenizer that remembers words, and arrays instead of files.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from official.nlp.data import squad_lib
-from official.nlp.tools import squad_evaluate_v1_1, tokenization
+from official.nlp.tools import tokenization
 
 from tfrecords import command, files
 from tfrecords.errors import UserError
@@ -25,19 +24,21 @@ QUERY_LENGTH = 64
 
 _FORMAT = (
     'expected SQuAD v1.1: {"data": [{"paragraphs": [{"context", "qas": [{"id", "question", '
-    '"answers": [{"text", "answer_start"}]}]}]}]}'
+    '"answers": [{"text", "answer_start"}]}]}]}]}, or v2.0, with "is_impossible" in each of "qas"'
 )
 _KINDS = {list: "a list", str: "a text", int: "a number", dict: "an object"}
+_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Squad:
-    """A checked SQuAD v1.1 file.
+    """A checked SQuAD file.
 
     Attributes:
         path: where it came from.
-        articles: its `data`, as the official scorer takes it.
+        articles: its `data`, as the official scorers take it.
         num_questions: the questions in it.
+        version_2: whether it is SQuAD v2.0, where a question may have no answer.
         mismatches: ids of the questions with an answer that does not stand in the context at its
             `answer_start`.
     """
@@ -45,15 +46,24 @@ class Squad:
     path: str
     articles: list[dict[str, Any]]
     num_questions: int
-    mismatches: tuple[str, ...]
+    version_2: bool = False
+    mismatches: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Squad":
+    def load(cls, path: str | os.PathLike[str], strict: bool = False) -> "Squad":
         """Reads and checks a file.
 
+        It is SQuAD v2.0 if its `version` says so or any question `is_impossible`.
+
+        Args:
+            path: the JSON file.
+            strict: whether `mismatches` are refused.
+
         Raises:
-            UserError: it is missing, is no JSON, is not in SQuAD v1.1 format, has no question,
-                two questions of one id, or a question without an answer (SQuAD v2.0).
+            UserError: it is missing, is no JSON, is in neither format, has no question, half a
+                surrogate pair in a text, two questions of one id, or a question that has neither
+                an answer nor `is_impossible`, or both; with `strict`, an answer that does not
+                stand where it says.
         """
         name = os.fspath(path)
         try:
@@ -62,27 +72,74 @@ class Squad:
             raise UserError(f"no SQuAD file at {name}; give the path of a JSON file") from error
         except ValueError as error:
             raise UserError(f"{name} is no JSON: {error}; {_FORMAT}") from error
-        articles = _field({"file": document}, "file", dict, name, "")
-        articles = _field(articles, "data", list, name, "")
-        ids: set[str] = set()
-        mismatches = []
-        for context, question, where in _questions(articles, name):
-            identifier = _field(question, "id", str, name, where)
-            if identifier in ids:
-                raise UserError(
-                    f"{name}: two questions have the id {identifier!r}; expected every id once"
-                )
-            ids.add(identifier)
-            if not all(_matches(context, answer) for answer in question["answers"]):
-                mismatches.append(identifier)
-        if not ids:
-            raise UserError(f"{name} has no questions; {_FORMAT}")
-        return cls(
+        document = _field({"file": document}, "file", dict, name, "")
+        articles = _field(document, "data", list, name, "")
+        found = list(_questions(articles, name))
+        version_2 = str(document.get("version", "")).strip().lower().lstrip("v").startswith("2")
+        version_2 = version_2 or any(question.get("is_impossible") for _, question, _ in found)
+        for _, question, where in found:
+            _check_answerable(question, version_2, name, where)
+        _check_ids([question["id"] for _, question, _ in found], name)
+        squad = cls(
             path=name,
             articles=articles,
-            num_questions=len(ids),
-            mismatches=tuple(mismatches),
+            num_questions=len(found),
+            version_2=version_2,
+            mismatches=tuple(
+                question["id"]
+                for context, question, _ in found
+                if not all(_matches(context, answer) for answer in question["answers"])
+            ),
         )
+        if strict and squad.mismatches:
+            raise UserError(
+                f"{name}: {len(squad.mismatches)} of {squad.num_questions} questions have answers "
+                f"that do not stand in the context at answer_start: {shown(squad.mismatches)}; "
+                "mend the file, or leave --strict out to train without them"
+            )
+        return squad
+
+
+def load_pair(
+    train_file: str | os.PathLike[str], dev_file: str | os.PathLike[str], strict: bool = False
+) -> tuple[Squad, Squad]:
+    """Reads the files to train on and to predict on.
+
+    Raises:
+        UserError: one of them is not what it should be, or they are of different versions: a
+            model that never saw an unanswerable question cannot tell one.
+    """
+    pair = Squad.load(train_file, strict), Squad.load(dev_file, strict)
+    if pair[0].version_2 != pair[1].version_2:
+        train, dev = (
+            f"{each.path} is SQuAD {'v2.0' if each.version_2 else 'v1.1'}" for each in pair
+        )
+        raise UserError(
+            f"{train} and {dev}, whose questions may have no answer in v2.0 only; expected two "
+            'files of one version (a file is v2.0 if its "version" says so or any question '
+            '"is_impossible")'
+        )
+    return pair
+
+
+def unlabelled(questions: Sequence[tuple[str, str]], path: str = "questions") -> Squad:
+    """Questions without answers, as `dev_windows` takes them; their ids are "0", "1", ...
+
+    Args:
+        questions: N pairs of a question and the context to look for its answer in.
+        path: what messages call them.
+    """
+    paragraphs = [
+        {"context": context, "qas": [{"id": str(index), "question": question, "answers": []}]}
+        for index, (question, context) in enumerate(questions)
+    ]
+    articles: list[dict[str, Any]] = [{"title": "", "paragraphs": paragraphs}]
+    return Squad(path=path, articles=articles, num_questions=len(questions))
+
+
+def shown(identifiers: Sequence[str]) -> str:
+    """The first few of a list, for messages."""
+    return ", ".join(identifiers[:_SHOWN]) + (", ..." if len(identifiers) > _SHOWN else "")
 
 
 def _questions(articles: list[Any], name: str) -> Any:
@@ -101,17 +158,47 @@ def _questions(articles: list[Any], name: str) -> Any:
 
 
 def _check_question(question: dict[str, Any], name: str, where: str) -> None:
+    _field(question, "id", str, name, where)
     _field(question, "question", str, name, where)
-    answers = _field(question, "answers", list, name, where)
-    if not answers:
-        raise UserError(
-            f"{name}: {where} has no answer; expected SQuAD v1.1, where every question has one "
-            "(unanswerable questions are SQuAD v2.0): remove such questions"
-        )
-    for n, answer in enumerate(answers):
+    if not isinstance(question.get("is_impossible", False), bool):
+        kind = type(question["is_impossible"]).__name__
+        raise UserError(f"{name}: {where}.is_impossible is {kind}, not true or false; {_FORMAT}")
+    for n, answer in enumerate(_field(question, "answers", list, name, where)):
         here = f"{where}.answers[{n}]"
         _field(_object(answer, name, here), "text", str, name, here)
         _field(answer, "answer_start", int, name, here)
+
+
+def _check_answerable(question: dict[str, Any], version_2: bool, name: str, where: str) -> None:
+    """A question of v1.1 has an answer; one of v2.0 has one or says that it has none."""
+    answered = bool(question["answers"])
+    if not version_2:
+        if not answered:
+            raise UserError(
+                f"{name}: {where} has no answer; expected SQuAD v1.1, where every question has "
+                'one: remove it, or make the file v2.0 with "is_impossible": true there'
+            )
+        return
+    if question.get("is_impossible", not answered) == answered:
+        has = "answers" if answered else "no answer"
+        raise UserError(
+            f"{name}: {where} has {has}, and is_impossible is {str(answered).lower()}; expected "
+            "an answer or is_impossible true, and not both"
+        )
+
+
+def _check_ids(ids: Sequence[str], name: str) -> None:
+    if not ids:
+        raise UserError(f"{name} has no questions; {_FORMAT}")
+    if len(set(ids)) == len(ids):
+        return
+    seen: set[str] = set()
+    for identifier in ids:
+        if identifier in seen:
+            raise UserError(
+                f"{name}: two questions have the id {identifier!r}; expected every id once"
+            )
+        seen.add(identifier)
 
 
 def _object(node: Any, name: str, where: str) -> dict[str, Any]:
@@ -126,6 +213,10 @@ def _field(node: Mapping[str, Any], key: str, kind: type, name: str, where: str)
         raise UserError(
             f"{name}: {place} is {type(node[key]).__name__}, not {_KINDS[kind]}; {_FORMAT}"
         )
+    if kind is str and any("\ud800" <= character <= "\udfff" for character in node[key]):
+        # JSON may escape what no UTF-8 has, and predictions are UTF-8.
+        place = f"{where}.{key}"
+        raise UserError(f"{name}: {place} holds half a surrogate pair; expected Unicode text")
     return node[key]
 
 
@@ -206,7 +297,8 @@ def _stack(rows: Sequence[tuple[Any, ...]]) -> Windows:
 
 def _row(feature: squad_lib.InputFeatures) -> tuple[Any, ...]:
     return (
-        feature.input_ids,
+        # Now, not when all are stacked: a list of numbers takes ten times the room.
+        np.array(feature.input_ids, np.int32),
         feature.tokens.index("[SEP]") + 1,
         len(feature.tokens),
         feature.start_position,
@@ -221,34 +313,47 @@ def train_windows(
     """The rows to train on, and the ids of the questions that were left out.
 
     A question is trained towards the first of its answers that stands in the context where it
-    says; one without any is left out.
+    says, or towards [CLS] if it `is_impossible` and in rows that do not hold the answer; one
+    whose answers all stand elsewhere is left out.
 
     Raises:
         UserError: no question is left.
     """
     articles, skipped = _first_answers(squad.articles)
-    examples = _examples(articles, is_training=True)
+    examples = _examples(articles, is_training=True, version_2=squad.version_2)
     # Answers with unusual spaces in them are dropped by `squad_lib` itself.
     found = {example.qas_id for example in examples}
     kept = (q["id"] for a in articles for p in a["paragraphs"] for q in p["qas"])
     skipped += [identifier for identifier in kept if identifier not in found]
-    if not examples:
+    rows: list[tuple[Any, ...]] = []
+    _convert(examples, tokenizer, settings, True, lambda feature: rows.append(_row(feature)))
+    if not rows:
         raise UserError(
             f"{squad.path}: none of its {squad.num_questions} questions has an answer that "
             "stands in the context at answer_start; expected character offsets from 0"
         )
-    rows: list[tuple[Any, ...]] = []
-    _convert(examples, tokenizer, settings, True, lambda feature: rows.append(_row(feature)))
     return _stack(rows), tuple(skipped)
 
 
 def dev_windows(
-    squad: Squad, tokenizer: Tokenizer, settings: WindowSettings
+    squad: Squad, tokenizer: Tokenizer, settings: WindowSettings, progress: bool = True
 ) -> tuple[Windows, list[squad_lib.SquadExample], list[squad_lib.InputFeatures]]:
-    """The rows to predict on, with the examples and features that `answers` needs."""
-    examples = _examples(squad.articles, is_training=False)
+    """The rows to predict on, with the examples and features that `squad_answers` needs.
+
+    Args:
+        squad: the questions.
+        tokenizer: cuts them into word pieces.
+        settings: of the windows.
+        progress: whether a bar shows how far it is.
+
+    Raises:
+        UserError: no context holds a word.
+    """
+    examples = _examples(squad.articles, is_training=False, version_2=squad.version_2)
     features: list[squad_lib.InputFeatures] = []
-    _convert(examples, tokenizer, settings, False, features.append)
+    _convert(examples, tokenizer, settings, False, features.append, progress)
+    if not features:
+        raise UserError(f"{squad.path}: no context holds a word; expected text to answer from")
     return _stack([_row(feature) for feature in features]), examples, features
 
 
@@ -261,9 +366,11 @@ def _first_answers(articles: Sequence[Mapping[str, Any]]) -> tuple[list[Any], li
         for paragraph in article["paragraphs"]:
             questions = []
             for question in paragraph["qas"]:
-                matching = [a for a in question["answers"] if _matches(paragraph["context"], a)]
-                if matching:
-                    questions.append({**question, "answers": matching[:1]})
+                answers = question["answers"]
+                matching = [a for a in answers if _matches(paragraph["context"], a)]
+                if matching or not answers:
+                    chosen = {"answers": matching[:1], "is_impossible": not answers}
+                    questions.append({**question, **chosen})
                 else:
                     skipped.append(question["id"])
             paragraphs.append({**paragraph, "qas": questions})
@@ -271,12 +378,14 @@ def _first_answers(articles: Sequence[Mapping[str, Any]]) -> tuple[list[Any], li
     return kept, skipped
 
 
-def _examples(articles: Sequence[Any], *, is_training: bool) -> list[squad_lib.SquadExample]:
+def _examples(
+    articles: Sequence[Any], *, is_training: bool, version_2: bool
+) -> list[squad_lib.SquadExample]:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "squad.json")
         with open(path, "w", encoding="utf-8") as stream:
             json.dump({"data": articles}, stream)
-        return squad_lib.read_squad_examples(path, is_training, version_2_with_negative=False)
+        return squad_lib.read_squad_examples(path, is_training, version_2_with_negative=version_2)
 
 
 def _convert(
@@ -285,9 +394,12 @@ def _convert(
     settings: WindowSettings,
     is_training: bool,
     keep: Any,
+    progress: bool = True,
 ) -> None:
     name = "train" if is_training else "dev"
-    with command.progress(total=len(examples), desc=f"{name} windows", unit="question") as bar:
+    with command.progress(
+        total=len(examples), desc=f"{name} windows", unit="question", disable=not progress
+    ) as bar:
 
         def output(feature: squad_lib.InputFeatures, is_padding: bool = False) -> None:
             if not is_padding:
@@ -305,24 +417,3 @@ def _convert(
             # Padding is the data set's business; a batch of 1 never needs any here.
             batch_size=1,
         )
-
-
-def score(
-    articles: Sequence[Mapping[str, Any]], predictions: Mapping[str, str]
-) -> dict[str, float]:
-    """Exact match and F1 in percent, by the official v1.1 rules as Model Garden has them.
-
-    Lower case, no punctuation, no articles (a, an, the), single spaces; the best of a
-    question's answers counts; a question without a prediction scores 0.
-
-    Args:
-        articles: the `data` of a SQuAD v1.1 file.
-        predictions: question id to the predicted text.
-
-    Example:
-        >>> qas = [{"id": "1", "question": "?", "answers": [{"text": "the int"}]}]
-        >>> score([{"paragraphs": [{"context": "", "qas": qas}]}], {"1": "int or str"})
-        {'exact_match': 0.0, 'f1': 50.0}
-    """
-    values = squad_evaluate_v1_1.evaluate(articles, predictions)
-    return {EXACT_MATCH: 100.0 * values["exact_match"], F1: 100.0 * values["final_f1"]}

@@ -8,31 +8,43 @@ and leaves the predictions beside the scores.
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 from official.core import task_factory
-from official.nlp.data import question_answering_dataloader, squad_lib
+from official.nlp.data import question_answering_dataloader
 from official.nlp.tasks import question_answering
 
-from official_bert import checkpoints, global_batch, squad
+from official_bert import checkpoints, cluster, global_batch, squad, squad_answers
 from official_bert.input import replica_batches
 from tfrecords import files
 
 PREDICTIONS, NBEST, METRICS = "predictions.json", "nbest_predictions.json", "eval_metrics.json"
+NULL_ODDS = "null_odds.json"
+
+Tensors = Mapping[str, tf.Tensor]
 
 
 @dataclasses.dataclass
 class SquadConfig(question_answering.QuestionAnsweringConfig):
     """Model Garden's fields; `train_data.input_path` is a SQuAD file here, as for validation.
 
+    Whether they are SQuAD v2.0 is seen from the files; `version_2_with_negative` of both data
+    configs records it.
+
     Attributes:
       seed: draws the new weights; `train_data.seed` draws the order of the rows.
+      strict: whether answers that do not stand where they say are refused.
+      micro_batch_size: rows of a replica of one forward and backward pass, whose gradients are
+        summed; 0 takes its whole share at once.
     """
 
     seed: int = 0
+    strict: bool = False
+    micro_batch_size: int = 0
     train_data: question_answering_dataloader.QADataConfig = dataclasses.field(
         default_factory=question_answering_dataloader.QADataConfig
     )
@@ -137,20 +149,35 @@ class SquadTask(question_answering.QuestionAnsweringTask):
     """Extractive question answering: finetunes on one SQuAD file and predicts on another.
 
     Args:
-        params: the task's config; both `input_path`s are SQuAD v1.1 files.
-        logging_dir: the run's folder, which gets `predictions.json`, `nbest_predictions.json`
-            and `eval_metrics.json` after every evaluation; None writes nothing.
+        params: the task's config; both `input_path`s are SQuAD files of one version.
+        logging_dir: the run's folder, which gets `predictions.json`, `nbest_predictions.json`,
+            `eval_metrics.json` and, of SQuAD v2.0, `null_odds.json` after every evaluation; None
+            writes nothing.
+        loaded: both files, where the caller has read them already.
+        keep: called once the weights to start from are restored, before the first step.
+
+    Attributes:
+        step_settings: how the step is carried out; the runner sets it from `runtime`.
 
     Raises:
         UserError: a file is missing or not what it should be.
     """
 
+    step_settings = global_batch.StepSettings()
+
     def __init__(
-        self, params: SquadConfig, logging_dir: str | None = None, name: str | None = None
+        self,
+        params: SquadConfig,
+        logging_dir: str | None = None,
+        name: str | None = None,
+        loaded: tuple[squad.Squad, squad.Squad] | None = None,
+        keep: Callable[[], None] | None = None,
     ) -> None:
+        self._keep = keep
         # Before the superclass reads the dev file, so that a bad train file is told at once.
-        self.train_squad = squad.Squad.load(params.train_data.input_path)
-        self.dev_squad = squad.Squad.load(params.validation_data.input_path)
+        self.train_squad, self.dev_squad = loaded or squad.load_pair(
+            params.train_data.input_path, params.validation_data.input_path, params.strict
+        )
         self.train_windows, self.skipped = squad.train_windows(
             self.train_squad, tokenizer(params.train_data), window_settings(params.train_data)
         )
@@ -190,6 +217,8 @@ class SquadTask(question_answering.QuestionAnsweringTask):
         if self.task_config.init_checkpoint:
             encoder = model.checkpoint_items["encoder"]
             checkpoints.restore_encoder(self.task_config.init_checkpoint, encoder)
+        if self._keep is not None:
+            self._keep()
 
     def trained_variables(self, model: tf_keras.Model) -> list[tf.Variable]:
         """The variables the loss depends on: all but the encoder's pooler."""
@@ -204,7 +233,7 @@ class SquadTask(question_answering.QuestionAnsweringTask):
 
     def train_step(
         self,
-        inputs: tuple[Mapping[str, tf.Tensor], Mapping[str, tf.Tensor]],
+        inputs: tuple[Tensors, Tensors],
         model: tf_keras.Model,
         optimizer: tf_keras.optimizers.Optimizer,
         metrics: Sequence[tf_keras.metrics.Metric] | None = None,
@@ -212,7 +241,7 @@ class SquadTask(question_answering.QuestionAnsweringTask):
         """One update from the global batch, in a replica's context.
 
         The loss is the mean over the rows of half the cross entropies of the answer's first and
-        last word piece; replicas have equal shares, so their means' mean is the global one.
+        last word piece.
 
         Returns:
             `loss`, `start_accuracy` and `end_accuracy` of the global batch.
@@ -220,62 +249,92 @@ class SquadTask(question_answering.QuestionAnsweringTask):
         del metrics
         features, labels = inputs
         variables = self.trained_variables(model)
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        with tf.GradientTape() as tape:
-            outputs = model(features, training=True)
-            loss = self.build_losses(labels, outputs)
-            share = loss / replicas
-        gradients = tape.gradient(share, variables)
-        optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
-        shares = {self.loss: share}
-        for name, logits in zip(("start", "end"), outputs, strict=True):
-            guesses = tf.argmax(logits, axis=-1, output_type=tf.int32)
-            hits = tf.cast(guesses == labels[f"{name}_positions"], tf.float32)
-            shares[f"{name}_accuracy"] = tf.reduce_mean(hits) / replicas
-        return global_batch.all_reduce_sum(shares)
+        size = self.task_config.train_data.global_batch_size
+
+        def share(
+            batch: Tensors, shared: Tensors, loss_scale: tf.Tensor
+        ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+            del shared
+            part = batch["start_positions"].shape[0] / size
+            with tf.GradientTape() as tape:
+                outputs = model({name: batch[name] for name in features}, training=True)
+                loss = self.build_losses(batch, outputs) * part
+                scaled = loss_scale * loss
+            scalars = [loss]
+            for name, logits in zip(("start", "end"), outputs, strict=True):
+                guesses = tf.argmax(logits, axis=-1, output_type=tf.int32)
+                hits = tf.cast(guesses == batch[f"{name}_positions"], tf.float32)
+                scalars.append(tf.reduce_mean(hits) * part)
+            return tape.gradient(scaled, variables), scalars
+
+        summed = global_batch.summed(
+            share,
+            {**features, **labels},
+            {},
+            variables,
+            num_scalars=3,
+            micro_batch_size=self.task_config.micro_batch_size,
+            settings=self.step_settings,
+        )
+        global_batch.apply(optimizer, summed.gradients, variables, self.step_settings.loss_scale)
+        names = (self.loss, "start_accuracy", "end_accuracy")
+        return dict(zip(names, summed.scalars, strict=True))
+
+    def validation_step(
+        self,
+        inputs: tuple[dict[str, tf.Tensor], Tensors],
+        model: tf_keras.Model,
+        metrics: Sequence[tf_keras.metrics.Metric] | None = None,
+    ) -> dict[str, tf.Tensor]:
+        """The logits of the rows of all replicas of all workers, float32, on each of them.
+
+        Model Garden leaves each worker with its own, and so with answers to a part only.
+        """
+        logs = super().validation_step(inputs, model, metrics)
+        logs |= {name: tf.cast(logs[name], tf.float32) for name in ("start_logits", "end_logits")}
+        return {name: global_batch.of_all_replicas(tensor) for name, tensor in logs.items()}
 
     def aggregate_logs(
         self,
-        state: list[question_answering.RawAggregatedResult] | None = None,
+        state: dict[int, tuple[np.ndarray, np.ndarray]] | None = None,
         step_outputs: Mapping[str, Sequence[tf.Tensor]] | None = None,
-    ) -> list[question_answering.RawAggregatedResult]:
-        """Collects the logits of every row, as plain numbers that JSON can hold."""
+    ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Collects the logits of every row, once, by its unique id."""
         assert step_outputs is not None
-        results = [] if state is None else state
-        names = ("unique_ids", "start_logits", "end_logits")
-        for replica in zip(*(step_outputs[name] for name in names), strict=True):
-            for values in zip(*(tensor.numpy().tolist() for tensor in replica), strict=True):
-                results.append(
-                    question_answering.RawAggregatedResult(
-                        **dict(zip(("unique_id", *names[1:]), values, strict=True))
-                    )
-                )
+        results = {} if state is None else state
+        # Any replica has all rows.
+        ids, starts, ends = (
+            step_outputs[name][0].numpy() for name in ("unique_ids", "start_logits", "end_logits")
+        )
+        for unique_id, start, end in zip(ids.tolist(), starts, ends, strict=True):
+            # A row comes again where it filled up the last batch.
+            results.setdefault(unique_id, (start, end))
         return results
 
     def reduce_aggregated_logs(
         self,
-        aggregated_logs: list[question_answering.RawAggregatedResult],
+        aggregated_logs: squad_answers.Logits,
         global_step: tf.Tensor | None = None,
     ) -> dict[str, float]:
-        """Turns logits into answers, writes them, and scores them.
+        """Turns logits into answers, which the chief writes, and scores them.
 
         Returns:
-            `exact_match` and `f1`, in percent.
+            What `squad_answers.score` does.
         """
-        config = self.task_config
-        predictions, nbest, _ = squad_lib.postprocess_output(
+        answers = squad_answers.form(
             self._eval_examples,
             self._eval_features,
             aggregated_logs,
-            config.n_best_size,
-            config.max_answer_length,
-            config.validation_data.do_lower_case,
+            answer_settings(self.task_config, self.dev_squad.version_2),
         )
-        scores = squad.score(self.dev_squad.articles, predictions)
-        if self.logging_dir:
+        null_odds = answers.null_odds if self.dev_squad.version_2 else None
+        scores = squad_answers.score(self.dev_squad.articles, answers.predictions, null_odds)
+        if self.logging_dir and cluster.this_worker(tf.distribute.get_strategy()).is_chief:
             step = {} if global_step is None else {"step": int(global_step.numpy())}
-            self._write(PREDICTIONS, predictions)
-            self._write(NBEST, nbest)
+            self._write(PREDICTIONS, answers.predictions)
+            self._write(NBEST, answers.nbest)
+            if null_odds is not None:
+                self._write(NULL_ODDS, null_odds)
             self._write(METRICS, {**scores, **step, "questions": self.dev_squad.num_questions})
         return scores
 
@@ -295,4 +354,15 @@ def window_settings(params: question_answering_dataloader.QADataConfig) -> squad
         seq_length=params.seq_length,
         doc_stride=params.doc_stride,
         query_length=params.query_length,
+    )
+
+
+def answer_settings(config: SquadConfig, version_2: bool) -> squad_answers.AnswerSettings:
+    """How a config chooses answers."""
+    return squad_answers.AnswerSettings(
+        n_best=config.n_best_size,
+        max_answer_length=config.max_answer_length,
+        lower_case=config.validation_data.do_lower_case,
+        version_2=version_2,
+        null_score_diff_threshold=config.null_score_diff_threshold,
     )

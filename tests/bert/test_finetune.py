@@ -1,6 +1,6 @@
 """Finetuning end to end: what is inherited, what is restored, that it learns, what it leaves."""
 
-import itertools
+import dataclasses
 import json
 import math
 import pathlib
@@ -11,95 +11,25 @@ import pytest
 import tensorflow as tf
 import tf_keras
 import yaml
-from official.core import task_factory
 from official.nlp.tools import squad_evaluate_v1_1
 
 from official_bert import (
     configuration,
-    experiments,
+    devices,
     finetune,
-    runner,
+    global_batch,
+    launch,
+    preflight,
     squad_task,
     starting_point,
 )
+from tests.bert.tiny_squad import ENCODER, VOCABULARY, command_line, make_folder, questions
 from tfrecords.errors import UserError
-
-WORDS = ["the", "of", "is", "and", "in", "red", "blue", "large", "small", "colour", "size"]
-WORDS += ["green", "box", "lamp", "chair", "door", "what"]
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "?", ".", ":"]
-ENCODER = {
-    "vocab_size": len(VOCABULARY),
-    "hidden_size": 64,
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 128,
-    "max_position_embeddings": 72,
-    "dropout_rate": 0.0,
-    "attention_dropout_rate": 0.0,
-}
-MODEL = {
-    "encoder": {"type": "bert", "bert": ENCODER},
-    "cls_heads": [
-        {"inner_dim": 64, "num_classes": 2, "dropout_rate": 0.0, "name": "next_sentence"}
-    ],
-}
-
-TRAINER = {
-    "train_steps": 1,
-    "optimizer_config": {
-        "learning_rate": {"warmup_constant_decay": {"warmup_steps": 1}},
-    },
-}
-
-
-def questions() -> dict[str, Any]:
-    """24 contexts that name a colour among other words, anywhere; the question asks for it."""
-    articles = []
-    cases = itertools.product(("box", "lamp", "chair", "door"), ("red", "blue", "green"), (0, 1))
-    for number, (thing, colour, place) in enumerate(cases):
-        size = ("large", "small")[number % 2]
-        words = (f"{colour} and {size}", f"{size} and in {colour}")[place]
-        context = f"the {thing} of the door is {words} ."
-        question = {
-            "id": f"question {number}",
-            "question": f"what colour is the {thing} ?",
-            "answers": [{"text": colour, "answer_start": context.index(colour)}],
-        }
-        articles.append({"title": "t", "paragraphs": [{"context": context, "qas": [question]}]})
-    return {"version": "1.1", "data": articles}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """SQuAD files, a vocabulary, a config, and a pretraining run with a checkpoint."""
-    root = tmp_path_factory.mktemp("finetune")
-    (root / "squad.json").write_text(json.dumps(questions()))
-    (root / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCABULARY))
-    (root / "small.yaml").write_text(yaml.safe_dump({"task": {"model": MODEL}, "trainer": TRAINER}))
-    experiments.register()
-    params = configuration.load(experiments.PRETRAINING, [str(root / "small.yaml")])
-    task = task_factory.get_task(params.task)
-    trainer = runner.build_trainer(params, task, train=True, evaluate=False)
-    run = root / "pretraining"
-    run.mkdir()
-    configuration.save(params, str(run))
-    (run / "vocab.txt").write_bytes((root / "vocab.txt").read_bytes())
-    manager = tf.train.CheckpointManager(trainer.checkpoint, str(run), max_to_keep=1)
-    manager.save(checkpoint_number=7)
-    return root
-
-
-def command_line(folder: pathlib.Path, model_dir: str, *more: str) -> list[str]:
-    return [
-        "--task=squad",
-        f"--train_file={folder / 'squad.json'}",
-        f"--dev_file={folder / 'squad.json'}",
-        f"--model_dir={folder / model_dir}",
-        "--batch_size=16",
-        "--seq_length=72",
-        "--learning_rate=1e-3",
-        *more,
-    ]
+    return make_folder(tmp_path_factory.mktemp("finetune"))
 
 
 def from_scratch(folder: pathlib.Path) -> list[str]:
@@ -207,21 +137,45 @@ def test_a_finished_run_only_answers_again(
     assert f"F1 {before['f1']:.2f}" in capsys.readouterr().out
 
 
-def test_random_weights_take_the_same_path_on_two_replicas(folder: pathlib.Path) -> None:
-    losses = {}
-    for strategy in ("one_device", "mirrored"):
-        arguments = command_line(
-            folder, strategy, *from_scratch(folder), "--train_steps=2",
-            f"--distribution_strategy={strategy}",
-        )  # fmt: skip
+def test_random_weights_take_the_same_path_however_a_batch_is_cut(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_settings, summed = devices.step_settings, global_batch.summed
+    found: dict[str, Any] = {}
+    cuts = set()
+
+    def compiled(*arguments: Any) -> global_batch.StepSettings:
+        settings = step_settings(*arguments)
+        return dataclasses.replace(settings, compiled=name == "compiled")
+
+    def seen(*arguments: Any, **named: Any) -> global_batch.Summed:
+        cuts.add((name, named["micro_batch_size"], named["settings"].compiled))
+        return summed(*arguments, **named)
+
+    monkeypatch.setattr(devices, "step_settings", compiled)
+    monkeypatch.setattr(global_batch, "summed", seen)
+    for name, flags in {
+        "one_device": [],
+        "mirrored": ["--distribution_strategy=mirrored"],
+        "micro": ["--micro_batch_size=4"],
+        "compiled": ["--micro_batch_size=8"],
+    }.items():
+        arguments = command_line(folder, name, *from_scratch(folder), "--train_steps=2", *flags)
         assert finetune.main(arguments) == 0
-        rows = [json.loads(line) for line in (folder / strategy / "metrics.jsonl").open()]
-        losses[strategy] = [row["loss"] for row in rows]
-        assert len(json.loads((folder / strategy / squad_task.PREDICTIONS).read_text())) == 24
+        rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").open()]
+        scalars = ("loss", "start_accuracy", "end_accuracy", "gradient_norm")
+        found[name] = [[row[scalar] for scalar in scalars] for row in rows]
+        assert len(json.loads((folder / name / squad_task.PREDICTIONS).read_text())) == 24
     # Equal up to the order of float32 sums.
-    np.testing.assert_allclose(losses["mirrored"], losses["one_device"], rtol=1e-4)
+    np.testing.assert_allclose(found["mirrored"], found["one_device"], rtol=1e-4)
+    np.testing.assert_allclose(found["micro"], found["one_device"], rtol=1e-4)
+    np.testing.assert_allclose(found["compiled"], found["one_device"], rtol=1e-4)
     # Untrained logits are all but equal over the 72 places.
-    assert losses["one_device"][0] == pytest.approx(math.log(72), abs=0.1)
+    assert found["one_device"][0][0] == pytest.approx(math.log(72), abs=0.1)
+    assert cuts == {
+        ("one_device", 0, False), ("mirrored", 0, False), ("micro", 4, False),
+        ("compiled", 8, True),
+    }  # fmt: skip
 
 
 def test_casing_and_vocabulary_are_found(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -256,10 +210,24 @@ def _fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (["--init_checkpoint={root}/pretraining", "--dev_file={root}/none.json"], "no SQuAD file"),
         (["--init_checkpoint={root}/pretraining", "--train_file={root}/bad.json"], "is no JSON"),
+        (
+            ["--init_checkpoint={root}/pretraining", "--train_file={root}/squad2.json"],
+            "squad2.json is SQuAD v2.0 and",
+        ),
+        (
+            ["--init_checkpoint={root}/pretraining", "--dev_file={root}/moved.json", "--strict"],
+            "1 of 24 questions have answers that do not stand in the context at answer_start: "
+            "question 0",
+        ),
         (["--init_checkpoint={root}/pretraining", "--seq_length=73"], "--seq_length is 73"),
         (["--init_checkpoint={root}/pretraining", "--batch_size=0"], "--batch_size is 0"),
+        (["--init_checkpoint={root}/pretraining", "--micro_batch_size=-1"], "--micro_batch_size"),
+        (
+            ["--init_checkpoint={root}/pretraining", "--micro_batch_size=5"],
+            "micro_batch_size is 5; expected 0 or a divisor of the 16 examples",
+        ),
         (["--init_checkpoint={root}/pretraining", "--epochs=0"], "--epochs is 0.0"),
-        (["--init_checkpoint={root}/pretraining", "--learning_rate=-1"], "peak_learning_rate"),
+        (["--init_checkpoint={root}/pretraining", "--learning_rate=-1"], "--learning_rate is -1.0"),
         (["--init_checkpoint={root}/pretraining", "--optimizer=sgd"], "sgd"),
         (["--init_checkpoint={root}/pretraining", "--task=glue"], "glue"),
     ],
@@ -275,6 +243,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(
             (bare / path.name).write_bytes(path.read_bytes())
     (folder / "short.txt").write_text("".join(f"{token}\n" for token in VOCABULARY[:-3]))
     (folder / "bad.json").write_text("{")
+    moved = questions()
+    moved["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["answer_start"] = 0
+    (folder / "moved.json").write_text(json.dumps(moved))
     arguments = [argument.format(root=folder) for argument in more]
     error = _fails(command_line(folder, "never", *arguments), capsys)
     assert message in error
@@ -298,8 +269,65 @@ def test_checkpoint_of_another_architecture_is_refused(
         f"--config_file={tmp_path / 'wider.yaml'}",
     )  # fmt: skip
     assert "another architecture" in _fails(arguments, capsys)
+    assert not (folder / "other").exists()
+
+
+def test_a_disk_without_room_is_refused(
+    folder: pathlib.Path,
+    finetuned: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = (folder / finetuned / "ckpt-50.data-00000-of-00001").stat().st_size
+    estimate, estimated = preflight.checkpoint_bytes, []
+
+    def noted(params: Any) -> int | None:
+        estimated.append(estimate(params))
+        return estimated[-1]
+
+    monkeypatch.setattr(preflight, "checkpoint_bytes", noted)
+    monkeypatch.setattr(preflight, "free_bytes", lambda path: size)
+    arguments = command_line(folder, "full", f"--init_checkpoint={folder / 'pretraining'}")
+    assert "expected room for 2 more" in _fails(arguments, capsys)
+    assert not (folder / "full").exists()
+    # The head of another task, and the names and shapes, which are much beside so small a model.
+    assert estimated[0] == pytest.approx(size, rel=0.1)
 
 
 def test_missing_vocabulary_names_the_way_out(folder: pathlib.Path) -> None:
     with pytest.raises(UserError, match="--vocab_file"):
         starting_point.find(config_file=str(folder / "small.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "given", "added"),
+    [
+        (1, 0, [], []),
+        (2, 0, [], ["--distribution_strategy=multi_worker_mirrored"]),
+        (2, 0, ["--distribution_strategy=multi_worker_mirrored"], []),
+        (1, 2, ["--distribution_strategy=mirrored"], ["--num_gpus=2"]),
+    ],
+)
+def test_the_launcher_says_the_strategy(
+    workers: int, gpus: int, given: list[str], added: list[str], tmp_path: pathlib.Path
+) -> None:
+    launch.FLAGS.unparse_flags()
+    launch.FLAGS(
+        ["launch", f"--num_workers={workers}", f"--gpus_per_worker={gpus}",
+         "--command=official_bert.finetune"]
+    )  # fmt: skip
+    arguments = [f"--model_dir={tmp_path}", *given]
+    job = launch.job_from(launch.FLAGS, arguments, {})
+    begin = job.command.index(arguments[0])
+    assert job.command[begin:] == [*arguments, *added]
+    assert "official_bert.finetune" in job.command
+
+
+def test_the_launcher_refuses_workers_that_train_alone(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--num_workers=2", "--command=official_bert.finetune", "--"]
+    arguments += [f"--model_dir={tmp_path / 'run'}", "--distribution_strategy=mirrored"]
+    assert launch.main(arguments) == 2
+    assert "each worker would train alone" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from official.nlp.data import squad_lib
 from official.nlp.tools import squad_evaluate_v1_1, tokenization
 
-from official_bert import squad, squad_task
+from official_bert import squad, squad_answers, squad_task
 from tfrecords.errors import UserError
 
 CONTEXT = "The Seine (775 km) flows through Paris. It ends at Le Havre, in Normandy."
@@ -86,10 +86,14 @@ def _without(path: str) -> dict[str, Any]:
     return content
 
 
-def _with_answers(answers: Any) -> dict[str, Any]:
+def _with(field: str, value: Any) -> dict[str, Any]:
     content = valid()
-    content["data"][0]["paragraphs"][0]["qas"][1]["answers"] = answers
+    content["data"][0]["paragraphs"][0]["qas"][1][field] = value
     return content
+
+
+def _with_answers(answers: Any) -> dict[str, Any]:
+    return _with("answers", answers)
 
 
 QA = r"data\[0\].paragraphs\[0\].qas\[1\]"
@@ -118,6 +122,13 @@ QA = r"data\[0\].paragraphs\[0\].qas\[1\]"
         (_with_answers([{"text": "x", "answer_start": "0"}]), "answer_start is str, not a number"),
         (_with_answers([{"text": "x", "answer_start": True}]), "answer_start is bool"),
         (document(*valid()["data"], *valid()["data"]), "two questions have the id"),
+        (document(article("a \ud83d b")), r"paragraphs\[0\].context holds half a surrogate pair"),
+        (_with("question", "\udc00?"), f"{QA}.question holds half a surrogate pair"),
+        (_with("id", "\ud83d"), f"{QA}.id holds half a surrogate pair"),
+        (
+            _with_answers([{"text": "\ud83d", "answer_start": 0}]),
+            rf"{QA}.answers\[0\].text holds half a surrogate pair",
+        ),
     ],
 )
 def test_what_is_no_squad_is_refused(content: Any, message: str, tmp_path: pathlib.Path) -> None:
@@ -125,6 +136,12 @@ def test_what_is_no_squad_is_refused(content: Any, message: str, tmp_path: pathl
         squad.Squad.load(write(tmp_path, content))
     assert "\n" not in str(caught.value)
     assert "squad.json" in str(caught.value)
+
+
+def test_whole_surrogate_pairs_are_text(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path, document(article("a \U0001f600 b", ("?", "\U0001f600", 2))))
+    assert "\\ud83d\\ude00" in pathlib.Path(path).read_text()
+    assert squad.Squad.load(path).mismatches == ()
 
 
 def test_missing_file_is_refused(tmp_path: pathlib.Path) -> None:
@@ -265,7 +282,7 @@ def test_scores_are_the_official_ones(data: list[tuple[str | None, list[str]]]) 
     ]
     articles = [{"paragraphs": [{"context": "", "qas": qas}]}]
     predictions = {str(n): text for n, (text, _) in enumerate(data) if text is not None}
-    scores = squad.score(articles, predictions)
+    scores = squad_answers.score(articles, predictions)
     official = squad_evaluate_v1_1.evaluate(articles, predictions)
     assert scores == {
         "exact_match": 100.0 * official["exact_match"],
@@ -281,7 +298,7 @@ def test_scores_of_crafted_predictions() -> None:
     articles = valid()["data"]
     ids = [question["id"] for question in articles[0]["paragraphs"][0]["qas"]]
     predictions = {ids[0]: "SEINE.", ids[1]: "ends at Le Havre", ids[2]: "km"}
-    scores = squad.score(articles, predictions)
+    scores = squad_answers.score(articles, predictions)
     # Exactly one; F1 1, 2/3 (precision 2/4, recall 2/2) and 0.
     assert scores["exact_match"] == pytest.approx(100 / 3)
     assert scores["f1"] == pytest.approx(100 * (1 + 2 / 3 + 0) / 3)

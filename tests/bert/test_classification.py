@@ -1,0 +1,588 @@
+"""Sentence classification: rows, groups of one length, the step, and runs end to end."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from official_bert import (
+    classification_input,
+    classification_run,
+    classification_task,
+    configuration,
+    finetune,
+    finetune_plan,
+    guard,
+    interruption,
+    packed_rows,
+    preflight,
+    starting_point,
+)
+from official_bert.classification_input import Cut, Labelled
+from tests.bert.test_glue import write
+from tests.bert.tiny_squad import ENCODER, VOCABULARY, make_folder
+from tfrecords.vocabulary import Vocabulary
+
+SEQ_LENGTH = 24
+COLOURS = ("red", "blue", "green")
+
+
+def sentences(count: int) -> tuple[list[str], list[str]]:
+    """Sentences of many lengths whose label is the one colour they name."""
+    generator = np.random.default_rng(0)
+    filling = ["the", "of", "is", "and", "in", "box", "lamp", "chair", "door"]
+    texts, labels = [], []
+    for number in range(count):
+        words = list(generator.choice(filling, generator.integers(1, 21)))
+        label = COLOURS[number % 3]
+        words[generator.integers(len(words))] = label
+        texts.append(" ".join(words))
+        labels.append(label)
+    return texts, labels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A pretraining run, labelled CSV files, a config with dropout, and a GLUE folder."""
+    root = make_folder(tmp_path_factory.mktemp("classification"))
+    texts, labels = sentences(96)
+    for name in ("train.csv", "dev.csv"):
+        # 70 dev rows fill up no batch of 16.
+        kept = 70 if name == "dev.csv" else 96
+        lines = [f"{text},{label}" for text, label in zip(texts, labels, strict=True)][:kept]
+        (root / name).write_text("text,colour\n" + "\n".join(lines) + "\n")
+    encoder = {**ENCODER, "dropout_rate": 0.1, "attention_dropout_rate": 0.1}
+    config = yaml.safe_load((root / "small.yaml").read_text())
+    config["task"]["model"]["encoder"]["bert"] = encoder
+    (root / "dropout.yaml").write_text(yaml.safe_dump(config))
+    pairs = [("the red box", "a lamp", "1"), ("the door", "the chair is blue", "0")]
+    write(root / "MRPC", "mrpc", pairs * 6)
+    firsts, seconds = texts[:12], texts[12:24]
+    scored = [(a, b, str(n % 6)) for n, (a, b) in enumerate(zip(firsts, seconds, strict=True))]
+    write(root / "STS-B", "sts-b", scored)
+    write(root / "MNLI", "mnli", [(a, b, "neutral") for a, b, _ in pairs])
+    return root
+
+
+def command_line(
+    folder: pathlib.Path, model_dir: str, *more: str, task: Sequence[str] | None = None
+) -> list[str]:
+    files = [f"--train_file={folder / 'train.csv'}", f"--dev_file={folder / 'dev.csv'}"]
+    return [
+        *(task or ["--task=classify", *files, "--text_column=text", "--label_column=colour"]),
+        f"--model_dir={folder / model_dir}",
+        "--batch_size=16",
+        f"--seq_length={SEQ_LENGTH}",
+        "--learning_rate=1e-3",
+        "--num_lengths=2",
+        *more,
+    ]
+
+
+def from_scratch(folder: pathlib.Path, config: str = "small.yaml") -> list[str]:
+    return [f"--config_file={folder / config}", f"--vocab_file={folder / 'vocab.txt'}"]
+
+
+def glue(folder: pathlib.Path, name: str) -> list[str]:
+    return ["--task=glue", f"--glue_task={name}", f"--data_dir={folder}"]
+
+
+def losses(run: pathlib.Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").open()]
+
+
+# Rows
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(2, 40))
+def test_the_longer_text_loses_first(first: int, second: int, room: int) -> None:
+    a, b = first, second
+    while a + b > room:
+        if a > b:
+            a -= 1
+        else:
+            b -= 1
+    found = packed_rows.truncated(np.array([first]), np.array([second]), room)
+    assert [int(part[0]) for part in found] == [a, b]
+
+
+def test_rows_are_packed_as_bert_has_them(folder: pathlib.Path) -> None:
+    vocabulary = Vocabulary.load(folder / "vocab.txt")
+    first, second = ["the Box", "", "red " * 9], ["a lamp ?", "door", "blue " * 9]
+    rows = packed_rows.pack(vocabulary, True, first, second, 12)
+    words = [" ".join(vocabulary.tokens[piece] for piece in row) for row in rows.word_ids]
+    assert words == [
+        "[CLS] the box [SEP] [UNK] lamp ? [SEP] [PAD] [PAD] [PAD] [PAD]",
+        "[CLS] [SEP] door [SEP]" + " [PAD]" * 8,
+        "[CLS] red red red red red [SEP] blue blue blue blue [SEP]",
+    ]
+    assert rows.first_lengths.tolist() == [4, 2, 7] and rows.lengths.tolist() == [8, 4, 12]
+    alone = packed_rows.pack(vocabulary, True, first, None, 12)
+    assert alone.lengths.tolist() == [4, 2, 11]
+    np.testing.assert_array_equal(alone.first_lengths, alone.lengths)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(2, 64), min_size=1, max_size=40), st.integers(1, 5))
+def test_lengths_hold_every_row_and_no_others_cost_less(row_lengths: list[int], count: int) -> None:
+    lengths = np.array(row_lengths)
+    found = packed_rows.group_lengths(
+        lengths, batch_size=1, groups=1, seq_length=60 + 4, count=count
+    )
+    assert list(found) == sorted(set(found)) and len(found) <= count
+    assert found[-1] >= lengths.max() and found[-1] < lengths.max() + 8
+
+    def cost(choice: Sequence[int]) -> int:
+        return sum(min(length for length in choice if length >= row) for row in row_lengths)
+
+    # Fewer lengths never cost less; a multiple of 8 that is left out does not help.
+    for other in range(8, found[-1], 8):
+        for replaced in range(len(found) - 1):
+            choice = [*found[:replaced], other, *found[replaced + 1 :]]
+            assert cost(choice) >= cost(found)
+
+
+# Groups
+
+
+def rows_of(lengths: Sequence[int]) -> packed_rows.Rows:
+    """Rows whose first word piece is their number plus 5."""
+    count = len(lengths)
+    word_ids = np.zeros((count, 32), np.int32)
+    word_ids[:, 0] = np.arange(count) + 5
+    array = np.array(lengths, np.int32)
+    return packed_rows.Rows(word_ids=word_ids, first_lengths=array, lengths=array)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_batches_are_the_same_rows_however_they_are_cut(replicas: int) -> None:
+    generator = np.random.default_rng(3)
+    rows = rows_of(generator.integers(3, 33, 50))
+    data = Labelled(rows=rows, labels=np.arange(50, dtype=np.int32))
+    cut = Cut(batch_size=16, replicas=replicas, groups=2, lengths=(8, 16, 24, 32))
+    whole = dataclasses.replace(cut, replicas=1, groups=1, lengths=(32,))
+    group = 16 // (2 * replicas)
+    steps = 7  # more than two epochs
+    expected = list(classification_input.batches(data, whole, seed=5).take(steps))
+    for start in (0, 4):
+        parts = [
+            classification_input.batches(
+                data, cut, seed=5, start_step=start, num_pipelines=replicas, pipeline=pipeline
+            )
+            for pipeline in range(replicas)
+        ]
+        for step, batches in enumerate(zip(*(part.take(steps - start) for part in parts))):  # noqa: B905
+            labels = np.concatenate([batch["label_ids"] for batch in batches])
+            want = expected[start + step]["label_ids"].numpy()
+            assert sorted(labels.tolist()) == sorted(want.tolist())
+            numbers = np.stack([batch["length_number"] for batch in batches])
+            # A group has one length on all replicas, the first that holds its longest row.
+            for index in range(0, 16 // replicas, group):
+                part = slice(index, index + group)
+                members = np.concatenate([batch["label_ids"][part] for batch in batches])
+                longest = rows.lengths[members].max()
+                assert set(numbers[:, part].ravel()) == {int(np.searchsorted([8, 16, 24], longest))}
+            for batch in batches:
+                filled = rows.lengths[batch["label_ids"].numpy()]
+                np.testing.assert_array_equal(batch["input_mask"].numpy().sum(1), filled)
+                first = batch["input_word_ids"].numpy()[:, 0]
+                np.testing.assert_array_equal(first, batch["label_ids"].numpy() + 5)
+
+
+@pytest.mark.parametrize("pipelines", [1, 2])
+def test_an_evaluation_has_every_row_once(pipelines: int) -> None:
+    rows = rows_of(np.random.default_rng(4).integers(3, 33, 21))
+    cut = Cut(batch_size=8, replicas=pipelines, groups=1, lengths=(16, 32))
+    found: list[int] = []
+    for pipeline in range(pipelines):
+        data = classification_input.evaluation_batches(
+            rows, cut, num_pipelines=pipelines, pipeline=pipeline
+        )
+        for batch in data:
+            assert batch["row"].shape == (8 // pipelines,)
+            found += batch["row"].numpy().tolist()
+    assert sorted(found) == [*range(21), 21, 21, 21]
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def learned(folder: pathlib.Path) -> pathlib.Path:
+    """A run from the pretraining run's checkpoint, long enough to tell colours apart."""
+    arguments = command_line(
+        folder, "learned", f"--init_checkpoint={folder / 'pretraining'}", "--train_steps=60"
+    )
+    assert finetune.main(arguments) == 0
+    return folder / "learned"
+
+
+def test_it_learns_what_can_be_told_apart(learned: pathlib.Path) -> None:
+    scores = json.loads((learned / classification_task.METRICS).read_text())
+    assert scores == {"accuracy": 100.0, "macro_f1": 100.0, "step": 60, "rows": 70}
+    assert losses(learned)[0] > 1.0 > 0.7 > losses(learned)[-1]
+    accuracies = [json.loads(line)["accuracy"] for line in (learned / "metrics.jsonl").open()]
+    assert 0 < accuracies[0] < 0.9 < accuracies[-1] <= 1
+
+
+def test_what_a_run_leaves(folder: pathlib.Path, learned: pathlib.Path) -> None:
+    labels = json.loads((learned / classification_task.LABELS).read_text())
+    assert labels == {"labels": ["blue", "green", "red"]}
+    assert (learned / "vocab.txt").read_bytes() == (folder / "vocab.txt").read_bytes()
+    lines = (learned / classification_task.PREDICTIONS).read_text().splitlines()
+    assert lines[0] == "index\tlabel\tscore_blue\tscore_green\tscore_red"
+    rows = [line.split("\t") for line in lines[1:]]
+    assert [row[0] for row in rows] == [str(index) for index in range(70)]
+    assert [row[1] for row in rows] == sentences(96)[1][:70]
+    for row in rows:
+        values = dict(zip(labels["labels"], map(float, row[2:]), strict=True))
+        assert sum(values.values()) == pytest.approx(1, abs=2e-6)
+        assert max(values, key=lambda label: values[label]) == row[1]
+
+
+def test_a_finished_run_only_predicts_again(
+    folder: pathlib.Path, learned: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = (learned / "metrics.jsonl").read_bytes()
+    before = (learned / classification_task.PREDICTIONS).read_bytes()
+    (learned / classification_task.PREDICTIONS).unlink()
+    arguments = command_line(
+        folder, "learned", f"--init_checkpoint={folder / 'pretraining'}", "--train_steps=60"
+    )
+    assert finetune.main(arguments) == 0
+    assert (learned / classification_task.PREDICTIONS).read_bytes() == before
+    assert (learned / "metrics.jsonl").read_bytes() == log
+    assert "dev.csv: accuracy 100.00, macro_f1 100.00" in capsys.readouterr().out
+
+
+def test_the_whole_encoder_starts_from_the_checkpoint(folder: pathlib.Path) -> None:
+    start = starting_point.find(str(folder / "pretraining"))
+    config = classification_task.ClassificationConfig(
+        init_checkpoint=start.checkpoint, labels=["0", "1"]
+    )
+    config.model.encoder, config.model.num_classes = start.encoder, 2
+    task = classification_task.ClassificationTask(config)
+    # Other weights than those the checkpoint happened to be made with.
+    tf_keras.utils.set_random_seed(7)
+    model = task.build_model()
+    encoder = model.checkpoint_items["encoder"]
+    before = [variable.numpy() for variable in encoder.trainable_variables]
+    task.initialize(model)
+    for old, variable in zip(before, encoder.trainable_variables, strict=True):
+        # New biases and norms are what untrained ones are.
+        assert old.std() == 0 or not np.array_equal(old, variable.numpy()), variable.name
+    saved = tf.train.load_checkpoint(start.checkpoint)
+    kernel = encoder.pooler_layer.kernel.numpy()
+    same = [
+        name
+        for name, shape in saved.get_variable_to_shape_map().items()
+        if tuple(shape) == kernel.shape and np.array_equal(saved.get_tensor(name), kernel)
+    ]
+    assert len(same) == 1 and "next_sentence" in same[0]
+    assert len(task.trained_variables(model)) == len(encoder.trainable_variables) + 2
+
+
+def test_lengths_groups_and_replicas_change_nothing(folder: pathlib.Path) -> None:
+    cuts = {
+        "whole": ["--num_lengths=1", "--micro_batch_size=0"],
+        "groups": ["--num_lengths=3", "--micro_batch_size=4"],
+        "replicas": ["--distribution_strategy=mirrored"],
+        # Two groups of 4 on each of two replicas.
+        "both": [
+            "--distribution_strategy=mirrored", "--num_lengths=3", "--micro_batch_size=4",
+        ],
+    }  # fmt: skip
+    assert len(tf.config.list_logical_devices("CPU")) == 2
+    for name, flags in cuts.items():
+        arguments = command_line(folder, name, *from_scratch(folder), "--train_steps=3", *flags)
+        assert finetune.main(arguments) == 0
+    for name in ("groups", "replicas", "both"):
+        # Equal up to the order of float32 sums.
+        np.testing.assert_allclose(losses(folder / name), losses(folder / "whole"), rtol=1e-4)
+        found, expected = (
+            np.loadtxt(
+                folder / each / classification_task.PREDICTIONS,
+                skiprows=1, usecols=(2, 3, 4), delimiter="\t",
+            )
+            for each in (name, "whole")
+        )  # fmt: skip
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_float16_scales_its_loss(folder: pathlib.Path) -> None:
+    arguments = command_line(
+        folder, "float16", *from_scratch(folder), "--train_steps=3",
+        "--mixed_precision_dtype=float16",
+    )  # fmt: skip
+    assert finetune.main(arguments) == 0
+    saved = tf.train.load_checkpoint(str(folder / "float16" / "ckpt-3"))
+    found = {
+        name: float(saved.get_tensor(f"loss_scale/{name}/.ATTRIBUTES/VARIABLE_VALUE"))
+        for name in ("value", "good_steps")
+    }
+    skipped = json.loads((folder / "float16" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert skipped["skipped_steps"] == 0 and found == {"value": 2.0**15, "good_steps": 3}
+    assert np.isfinite(losses(folder / "float16")).all()
+
+
+def test_outputs_that_are_not_finite_are_divergence(tmp_path: pathlib.Path) -> None:
+    config = classification_task.ClassificationConfig(labels=["a", "b"])
+    dev = Labelled(rows=rows_of([3, 4, 5]), labels=np.array([0, 1, 1], np.int32))
+    task = classification_task.ClassificationTask(config, logging_dir=str(tmp_path), dev=[dev])
+    outputs = np.zeros((4, 2), np.float32)
+    # The fourth row fills up the batch.
+    outputs[3] = np.nan
+    rows = np.arange(4)
+    assert task.reduce_aggregated_logs([(rows, outputs)])["accuracy"] > 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    outputs[1, 0] = np.inf
+    with pytest.raises(guard.Diverged, match="outputs for 1 of 3 rows are not finite"):
+        task.reduce_aggregated_logs([(rows, outputs)])
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_diverged_run_is_told_in_the_commands_own_flags(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: object) -> None:
+        raise guard.diverged({"step": 9, "loss": None}, 3, {}, "ckpt-4")
+
+    monkeypatch.setattr(classification_run, "run", run)
+    message = _fails(command_line(folder, "diverged"), capsys)
+    assert "steps 7 to 9 were not finite, 3 in a row; lower --learning_rate or" in message
+    assert "trainer." not in message and "task." not in message
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(folder: pathlib.Path) -> None:
+    """With dropout on, to the last bit."""
+
+    def run(name: str, stop: interruption.StopRequest) -> None:
+        classification_run.run(
+            finetune_plan.Settings(
+                model_dir=str(folder / name),
+                config_file=str(folder / "dropout.yaml"),
+                vocab_file=str(folder / "vocab.txt"),
+                batch_size=16,
+                seq_length=SEQ_LENGTH,
+                learning_rate=1e-3,
+                train_steps=6,
+            ),
+            classification_run.ClassificationSettings(
+                task="classify",
+                train_file=str(folder / "train.csv"),
+                dev_file=str(folder / "dev.csv"),
+                text_column="text",
+                label_column="colour",
+            ),
+            stop,
+        )
+
+    run("uninterrupted", interruption.StopRequest())
+    stop = interruption.StopRequest()
+    stop.set()
+    with pytest.raises(interruption.Stopped, match="stopped at step 1 as asked"):
+        run("resumed", stop)
+    assert not (folder / "resumed" / classification_task.METRICS).exists()
+    run("resumed", interruption.StopRequest())
+    for name in (classification_task.PREDICTIONS, "metrics.jsonl"):
+        resumed, whole = (folder / each / name for each in ("resumed", "uninterrupted"))
+        assert resumed.read_bytes() == whole.read_bytes()
+    checkpoints = [
+        tf.train.load_checkpoint(str(folder / name / "ckpt-6"))
+        for name in ("resumed", "uninterrupted")
+    ]
+    names = [
+        name
+        for name, dtype in checkpoints[0].get_variable_to_dtype_map().items()
+        if dtype == tf.float32
+    ]
+    assert len(names) > 100
+    for name in names:
+        resumed, whole = (checkpoint.get_tensor(name) for checkpoint in checkpoints)
+        np.testing.assert_array_equal(resumed, whole, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["mrpc", "sts-b"])
+def test_scores_of_pairs_are_those_of_the_predictions(folder: pathlib.Path, name: str) -> None:
+    arguments = command_line(
+        folder, name, *from_scratch(folder), "--train_steps=3", task=glue(folder, name)
+    )
+    assert finetune.main(arguments) == 0
+    assert configuration.read_saved(str(folder / name))["task"]["pairs"] is True
+    scores = json.loads((folder / name / classification_task.METRICS).read_text())
+    assert (scores.pop("step"), scores.pop("rows")) == (3, 12)
+    lines = (folder / name / classification_task.PREDICTIONS).read_text().splitlines()[1:]
+    found = np.array([float(line.split("\t")[1]) for line in lines])
+    if name == "mrpc":
+        truth = np.array([1, 0] * 6)
+        hits, guesses = float((truth * found).sum()), found.sum()
+        f1 = 200 * hits / (guesses + 6)
+        assert scores == pytest.approx({"accuracy": 100 * (truth == found).mean(), "f1": f1})
+    else:
+        assert set(scores) == {"pearson", "spearman"}
+        # The file has six digits of numbers that differ in the third.
+        expected = 100 * np.corrcoef(np.arange(12) % 6, found)[0, 1]
+        assert scores["pearson"] == pytest.approx(expected, abs=1)
+
+
+def test_both_dev_sets_of_mnli(folder: pathlib.Path) -> None:
+    with (folder / "MNLI" / "dev_mismatched.tsv").open("a") as stream:
+        stream.write("0\t1\t2\tf\tb\tb\tp\tp\tthe lamp\tthe door\tneutral\tentailment\n")
+    arguments = command_line(
+        folder, "mnli", *from_scratch(folder), "--train_steps=1", task=glue(folder, "mnli")
+    )
+    assert finetune.main(arguments) == 0
+    run = folder / "mnli"
+    scores = json.loads((run / classification_task.METRICS).read_text())
+    assert set(scores) == {"accuracy", "accuracy_mismatched", "step", "rows"}
+    assert scores["rows"] == 5
+    for name, count in (("predictions.tsv", 2), ("predictions_mismatched.tsv", 3)):
+        lines = (run / name).read_text().splitlines()
+        assert len(lines) == 1 + count
+        assert lines[0].endswith("score_contradiction\tscore_entailment\tscore_neutral")
+
+
+def test_two_workers_finetune_as_one(folder: pathlib.Path) -> None:
+    """Two processes on this machine; the chief alone leaves files, of all rows."""
+    arguments = command_line(folder, "workers", *from_scratch(folder), "--train_steps=2")
+    launched = subprocess.run(
+        [
+            sys.executable, "-m", "official_bert.launch", "--num_workers=2", "--max_restarts=0",
+            "--command=official_bert.finetune", "--", *arguments,
+        ],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    assert "dev.csv: accuracy" in launched.stdout
+    alone = command_line(folder, "alone", *from_scratch(folder), "--train_steps=2")
+    assert finetune.main(alone) == 0
+    # Equal up to the order of float32 sums.
+    np.testing.assert_allclose(losses(folder / "workers"), losses(folder / "alone"), rtol=1e-4)
+    tables = [
+        np.loadtxt(
+            folder / name / classification_task.PREDICTIONS,
+            skiprows=1, usecols=(0, 2, 3, 4), delimiter="\t",
+        )
+        for name in ("workers", "alone")
+    ]  # fmt: skip
+    np.testing.assert_allclose(*tables, atol=1e-4)
+
+
+# Mistakes
+
+
+def _fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert finetune.main(arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--doc_stride=7", "--glue_task=rte"], "--doc_stride, --glue_task: not read by --task=cl"),
+        (["--label_column="], "--task=classify needs --label_column"),
+        (["--label_column=color"], "no column named 'color'; its header is text, colour"),
+        (["--text_pair_column=other"], "no column named 'other'"),
+        (["--train_file={root}/none.csv"], "no file at"),
+        (["--dev_file={root}/odd.csv"], "odd.csv: line 3 is labelled 'pink'; expected one of blue"),
+        (["--dev_file={root}/short.csv"], "short.csv has no data lines"),
+        (["--seq_length=73"], "--seq_length is 73"),
+        (["--seq_length=4"], "--seq_length is 4; expected at least 5"),
+        (["--num_lengths=0"], "--num_lengths is 0"),
+        (["--micro_batch_size=5"], "task.micro_batch_size is 5"),
+        (["--epochs=nan"], "--epochs is nan; expected a number above 0"),
+        (["--epochs=inf"], "--epochs is inf; expected a number above 0"),
+        (["--learning_rate=0"], "--learning_rate is 0.0; expected a number above 0"),
+        (["--learning_rate=-1e-3"], "--learning_rate is -0.001; expected"),
+        (["--weight_decay=-0.1"], "--weight_decay is -0.1; expected at least 0"),
+        (["--seed=-1"], "--seed is -1; expected 0 to 2147483647"),
+        (["--seed=2147483648"], "--seed is 2147483648; expected 0 to 2147483647"),
+        (["--warmup_ratio=1.5"], "--warmup_ratio is 1.5; expected 0 to 1"),
+        (["--config_file={root}/wider.yaml"], "another architecture"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    more: list[str], message: str, folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "odd.csv").write_text("text,colour\nthe box,red\nthe lamp,pink\n")
+    (folder / "short.csv").write_text("text,colour\n")
+    config = yaml.safe_load((folder / "small.yaml").read_text())
+    config["task"]["model"]["encoder"]["bert"] = {**ENCODER, "num_layers": 3}
+    (folder / "wider.yaml").write_text(yaml.safe_dump(config))
+    arguments = command_line(
+        folder, "never", f"--init_checkpoint={folder / 'pretraining'}", "--train_steps=1",
+        *(argument.format(root=folder) for argument in more),
+    )  # fmt: skip
+    assert message in _fails(arguments, capsys)
+    assert not (folder / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (["--data_dir={root}"], "--task=glue needs --glue_task"),
+        (["--glue_task=mrpc"], "--task=glue needs --data_dir"),
+        (["--glue_task=rte", "--data_dir={root}"], "no train.tsv in"),
+        (["--glue_task=wnli", "--data_dir={root}"], "wnli"),
+        (["--glue_task=mrpc", "--data_dir={root}", "--train_file=a"], "--train_file: not read by"),
+    ],
+)
+def test_bad_glue_input_is_one_line(
+    task: list[str], message: str, folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = ["--task=glue", *(argument.format(root=folder) for argument in task)]
+    arguments = command_line(folder, "never", *from_scratch(folder), task=task)
+    assert message in _fails(arguments, capsys)
+    assert not (folder / "never").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "thesis").mkdir()
+    (folder / "thesis" / "chapter.tex").write_text("")
+    message = _fails(command_line(folder, "thesis", *from_scratch(folder)), capsys)
+    assert "holds something else (chapter.tex)" in message
+    assert [path.name for path in (folder / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_a_short_runs_intervals_are_no_cause_for_a_warning() -> None:
+    for steps in (1, 9, 49, 200, 5000):
+        params = finetune_plan.experiment(
+            finetune_plan.Settings(model_dir="run"),
+            classification_task.ClassificationConfig(),
+            steps,
+        )
+        assert list(preflight.warnings(params, "train_and_eval")) == []
+
+
+def test_another_data_set_is_refused(
+    folder: pathlib.Path, learned: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "two.csv").write_text("text,colour\nthe box,red\nthe lamp,blue\n")
+    arguments = command_line(
+        folder, "learned", f"--init_checkpoint={folder / 'pretraining'}", "--train_steps=60",
+        f"--train_file={folder / 'two.csv'}", f"--dev_file={folder / 'two.csv'}",
+    )  # fmt: skip
+    assert "holds a different experiment: task." in _fails(arguments, capsys)
+
+
+def test_params_say_what_predictions_need(learned: pathlib.Path) -> None:
+    saved = configuration.read_saved(str(learned))["task"]
+    assert saved["labels"] == ["blue", "green", "red"] and saved["pairs"] is False
+    assert saved["validation_data"]["seq_length"] == SEQ_LENGTH
+    assert saved["model"]["encoder"]["bert"]["vocab_size"] == len(VOCABULARY)
