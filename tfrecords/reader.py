@@ -5,19 +5,32 @@ A shard is read whole, put into its permuted order and cut into batches, each de
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfrecords import damage, decoding, files, schema, sharding
+from tfrecords import damage, decoding, files, keras_hub_features, schema, sharding
 from tfrecords.errors import UserError
 from tfrecords.manifest import Manifest
 from tfrecords.order import Order
 
-MODEL_GARDEN = "model_garden"
+MODEL_GARDEN, KERAS_HUB = "model_garden", "keras_hub"
 RAISE, SKIP = "raise", "skip"
+
+_Arrangement = Callable[[dict[str, tf.Tensor]], Any]
+
+
+def _as_decoded(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return features
+
+
+_ARRANGEMENTS: dict[str, _Arrangement] = {
+    MODEL_GARDEN: _as_decoded,
+    KERAS_HUB: keras_hub_features.from_model_garden,
+}
 
 
 def read(
@@ -34,7 +47,7 @@ def read(
     training: bool | None = None,
     on_corrupt: str = RAISE,
     corrupt_budget: int = 0,
-    features: str = MODEL_GARDEN,
+    features: str | None = MODEL_GARDEN,
     masked_lm_prob: float | None = None,
     max_predictions_per_seq: int | None = None,
     whole_word_mask: bool | None = None,
@@ -65,8 +78,9 @@ def read(
             byte offset; "skip" gives a row of zeros in its place, so that every other example
             keeps its step, and reports it on standard error.
         corrupt_budget: how many damaged records "skip" tolerates.
-        features: the names and types to give: "model_garden", those of Model Garden's
-            BertPretrainDataLoader.
+        features: the names and types to give: "model_garden" (None is the same), those of Model
+            Garden's BertPretrainDataLoader; "keras_hub", what `fit` of KerasHub's BertMaskedLM and
+            RoformerV2MaskedLM takes.
         masked_lm_prob: of dynamic records, masked here and afresh every epoch, the share of tokens
             to guess; None means what they were built with, as for the next two.
         max_predictions_per_seq: of dynamic records, the most masked positions of a row, M; where
@@ -77,7 +91,8 @@ def read(
         A dataset of dicts with b = B / W rows and static shapes: `input_word_ids`, `input_mask`,
         `input_type_ids` int32 [b, L]; `masked_lm_positions`, `masked_lm_ids` int32 [b, M],
         `masked_lm_weights` float32 [b, M]; `next_sentence_labels` int32 [b, 1]. Rows of zeros,
-        `input_mask` included, are no examples.
+        `input_mask` included, are no examples. With `features="keras_hub"`, of tuples
+        (x, y, sample_weight) with as many rows: see `keras_hub_features.from_model_garden`.
 
     Raises:
         UserError: anything above cannot be had; the message says what can.
@@ -87,8 +102,10 @@ def read(
         >>> next(iter(dataset))["input_word_ids"].shape
         TensorShape([512, 128])
     """
-    if features != MODEL_GARDEN:
-        raise UserError(f"features is {features!r}; expected {MODEL_GARDEN!r}")
+    arrange = _ARRANGEMENTS.get(MODEL_GARDEN if features is None else features)
+    if arrange is None:
+        choices = " or ".join(map(repr, _ARRANGEMENTS))
+        raise UserError(f"features is {features!r}; expected {choices}")
     if on_corrupt not in (RAISE, SKIP):
         raise UserError(f"on_corrupt is {on_corrupt!r}; expected {RAISE!r} or {SKIP!r}")
     for name, value in (("start_step", start_step), ("corrupt_budget", corrupt_budget)):
@@ -117,6 +134,7 @@ def read(
         num_workers=num_workers,
         worker_index=worker_index,
         decoder=decoding.decoder(manifest, seq_length, seed, choice),
+        arrange=arrange,
         budget=corrupt_budget if on_corrupt == SKIP else None,
     )
     if split == schema.TRAIN if training is None else training:
@@ -146,6 +164,7 @@ class _Reading:
         num_workers: int,
         worker_index: int,
         decoder: decoding.Decoder,
+        arrange: _Arrangement,
         budget: int | None,
     ) -> None:
         shards = manifest.shards(split, seq_length)
@@ -159,6 +178,7 @@ class _Reading:
         )
         self._where = f"{manifest.directory}: split {split!r}, length {seq_length}"
         self._decoder = decoder
+        self._arrange = arrange
         self._loader = _Loader(
             paths=[manifest.path(shard) for shard in shards],
             counts=[shard.examples for shard in shards],
@@ -200,8 +220,9 @@ class _Reading:
         return records.rebatch(self._batch_size, drop_remainder=True)
 
     def _parsed(self, batches: tf.data.Dataset, cardinality: int) -> tf.data.Dataset:
-        def decode(serialized: tf.Tensor, epochs: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self._decoder.decode(tf.ensure_shape(serialized, (self._batch_size,)), epochs)
+        def decode(serialized: tf.Tensor, epochs: tf.Tensor) -> Any:
+            rows = tf.ensure_shape(serialized, (self._batch_size,))
+            return self._arrange(self._decoder.decode(rows, epochs))
 
         # Nothing in it for AutoGraph, whose conversion takes as long as the tracing.
         decode = tf.autograph.experimental.do_not_convert(decode)

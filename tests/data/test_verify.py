@@ -184,6 +184,15 @@ def test_adopted_shards_lie_elsewhere(
     assert "write and adopt the shards again" in err
 
 
+def is_whole(stream: bytes) -> bool:
+    try:
+        gzip.decompress(stream)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return True
+
+
+@hypothesis.example(seed=0, size=0, share=0.625, flipped=True)
 @hypothesis.given(
     seed=strategies.integers(0, 1 << 32),
     size=strategies.integers(0, 300_000),
@@ -207,7 +216,8 @@ def test_all_before_the_damage_is_decompressed(
         del stream[place:]
     found, problem = damage.inflated(bytes(stream), "GZIP")
     assert found == damage.decompressed(bytes(stream), "GZIP")
-    assert (problem is None) == (not stream)
+    # A bit that only fills up the last byte may be anything.
+    assert (problem is None) == is_whole(bytes(stream))
     # What zlib gives for the sound bytes alone.
     sound = zlib.decompressobj(31).decompress(bytes(stream[:place]))
     assert found.startswith(sound)

@@ -85,7 +85,8 @@ def test_formats_of_text(tmp_path: pathlib.Path) -> None:
         ("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", r"\[MASK\] missing"),
         ("a\nb\n", r"\[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\] missing"),
         (SPECIAL + "a\nb\na\n", "'a' is on lines 6 and 8"),
-        (SPECIAL + "a\n\nb\n", "line 7 is empty"),
+        (SPECIAL + "a\n\nb\n", "line 7 is empty; each line is an id.*as it was published"),
+        (SPECIAL + "a\n \t\r\nb\n", "line 7 is empty"),
         (SPECIAL + "[unused0]\n", "no word pieces beside the special tokens"),
         ("a\n" + SPECIAL, r"\[PAD\] is on line 2; it must be on line 1"),
     ],
@@ -95,6 +96,16 @@ def test_what_is_no_vocabulary(tmp_path: pathlib.Path, content: str, message: st
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         vocabulary.Vocabulary.load(path)
+
+
+def test_blanks_that_are_word_pieces_are_kept(tmp_path: pathlib.Path) -> None:
+    """Published vocabularies hold U+2028; ASCII's blanks and line endings are nobody's."""
+    path = tmp_path / "vocab.txt"
+    content = SPECIAL + "a\n\u2028\n\u3000\n##\u0085\nb \t\n"
+    for ending in ("\n", "\r\n"):
+        path.write_bytes(content.replace("\n", ending).encode("utf-8"))
+        loaded = vocabulary.Vocabulary.load(path)
+        assert loaded.tokens[5:] == ("a", "\u2028", "\u3000", "##\u0085", "b")
 
 
 def test_missing_or_binary_file(tmp_path: pathlib.Path) -> None:
