@@ -1,0 +1,214 @@
+"""The study's charts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
+
+from benchmarks import large_batch_report
+from benchmarks.large_batch_methods import METHODS
+from benchmarks.large_batch_report import Place
+from benchmarks.large_batch_settings import Study
+from official_bert import charts
+
+_MARKERS = "osD^vP*Xh"
+
+
+def draw(
+    study: Study, records: Sequence[Mapping[str, Any]], prefix: str, target: float | None
+) -> list[str]:
+    """Writes PREFIX_*.png, those for which there are records.
+
+    Returns:
+        Their paths.
+    """
+    found = large_batch_report.places(study, records)
+    target = large_batch_report.default_target(study, found) if target is None else target
+    measured = large_batch_report.variance(study, records)
+    figures: dict[str, Figure] = {}
+    if any(place.losses for place in found):
+        figures = {
+            "loss_by_batch": loss_by_batch(found),
+            "loss_by_rate": loss_by_rate(study, found),
+            "best_of_n": best_of_n(study, found),
+            "loss_curves": loss_curves(study, found),
+        }
+        if target is not None:
+            figures["steps_to_target"] = steps_to_target(found, target)
+    if measured is not None:
+        figures["variance"] = variance(measured)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(f"{prefix}_{name}.png")
+        partial = f"{paths[-1]}.partial-{os.getpid()}"
+        figure.savefig(partial, format="png", dpi=120)
+        os.replace(partial, paths[-1])
+    return paths
+
+
+def _style(name: str) -> dict[str, Any]:
+    number = list(METHODS).index(name)
+    return {"color": f"C{number}", "marker": _MARKERS[number], "markersize": 5, "linewidth": 1.2}
+
+
+def _of_methods(found: Sequence[Place], keep: Callable[[Place], bool]) -> dict[str, list[Place]]:
+    groups: dict[str, list[Place]] = {}
+    for place in found:
+        if keep(place):
+            groups.setdefault(place.method.name, []).append(place)
+    return groups
+
+
+def _finish(axes: Any, x: str, y: str, log: bool = True) -> None:
+    charts.finish(axes, y)
+    axes.set_xlabel(x)
+    axes.set_xscale("log" if log else "linear")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
+def _batch_ticks(axes: Any, found: Sequence[Place]) -> None:
+    batches = sorted({place.batch for place in found})
+    axes.set_xticks(batches, [f"{batch:,}" for batch in batches])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def loss_by_batch(found: Sequence[Place]) -> Figure:
+    """Each method at its best; bars from the lowest to the highest seed."""
+    figure, axes = charts.canvas()
+    for name, group in _of_methods(found, lambda place: place.loss is not None).items():
+        losses = [place.loss for place in group]
+        low = [place.loss - min(place.losses) for place in group]  # type: ignore[operator]
+        high = [max(place.losses) - place.loss for place in group]  # type: ignore[operator]
+        axes.errorbar(
+            [place.batch for place in group],
+            losses,
+            [low, high],
+            capsize=3,
+            label=name,
+            **_style(name),
+        )
+    _finish(axes, "batch", "held-out masked-LM loss")
+    _batch_ticks(axes, found)
+    return figure
+
+
+def steps_to_target(found: Sequence[Place], target: float) -> Figure:
+    """Steps to one loss, and what they were if twice the batch halved them."""
+    figure, axes = charts.canvas()
+    steps = {
+        (place.method.name, place.batch): large_batch_report.mean_steps_to(place, target)
+        for place in found
+    }
+    for name, group in _of_methods(
+        found, lambda place: steps[place.method.name, place.batch] is not None
+    ).items():
+        batches = [place.batch for place in group]
+        axes.plot(batches, [steps[name, batch] for batch in batches], label=name, **_style(name))
+    known = {key: value for key, value in steps.items() if value}
+    if known:
+        first = min(batch for _, batch in known)
+        least = min(value for (_, batch), value in known.items() if batch == first)
+        batches = sorted({place.batch for place in found})
+        ideal = [least * first / batch for batch in batches]
+        axes.plot(batches, ideal, ":", color="0.4", label="linear scaling")
+    _finish(axes, "batch", f"steps to a loss of {target:.3f}")
+    axes.set_yscale("log")
+    _batch_ticks(axes, found)
+    return figure
+
+
+def loss_by_rate(study: Study, found: Sequence[Place]) -> Figure:
+    """All draws at the largest batch; crosses on the upper edge diverged."""
+    figure, axes = charts.canvas()
+    here = [place for place in found if place.batch == study.largest]
+    losses = [each for place in here for each in large_batch_report.tried_losses(place)]
+    top = max(losses) + 0.05 * (max(losses) - min(losses))
+    for place in here:
+        style = _style(place.method.name)
+        good = sorted(
+            (each["settings"]["learning_rate"], each["validation_loss"])
+            for each in place.tuning
+            if not each["diverged"]
+        )
+        bad = [each["settings"]["learning_rate"] for each in place.tuning if each["diverged"]]
+        axes.plot(*zip(*good, strict=True) if good else ([], []), label=place.method.name, **style)
+        axes.plot(bad, [top] * len(bad), "x", color=style["color"], clip_on=False)
+    handles, labels = axes.get_legend_handles_labels()
+    handles.append(Line2D([], [], linestyle="", marker="x", color="0.4"))
+    _finish(axes, f"learning rate at batch {study.largest:,}", "validation loss")
+    axes.legend(
+        handles, [*labels, "diverged"], fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+    )  # fmt: skip
+    return figure
+
+
+def best_of_n(study: Study, found: Sequence[Place]) -> Figure:
+    """The expected best of so many of the draws: how hard a method is to tune."""
+    figure, axes = charts.canvas()
+    for place in found:
+        if place.batch != study.largest:
+            continue
+        losses = large_batch_report.tried_losses(place)
+        tries = range(1, len(losses) + 1)
+        axes.plot(
+            tries,
+            [large_batch_report.best_of(losses, each) for each in tries],
+            label=place.method.name,
+            **_style(place.method.name),
+        )
+    _finish(axes, "draws of the hyper-parameters", "best validation loss", log=False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def loss_curves(study: Study, found: Sequence[Place]) -> Figure:
+    """At the largest batch, each method's best run."""
+    figure, axes = charts.canvas()
+    for place in found:
+        if place.batch == study.largest and place.losses:
+            record = min(
+                (each for each in place.at_best if not each["diverged"]),
+                key=lambda each: each["validation_loss"],
+            )
+            points = [(step, loss) for step, _, loss in record["curve"] if loss is not None]
+            style = {**_style(place.method.name), "markersize": 3}
+            axes.plot(*zip(*points, strict=True), label=place.method.name, **style)
+    _finish(axes, f"step at batch {study.largest:,}", "validation loss", log=False)
+    return figure
+
+
+def variance(record: Mapping[str, Any]) -> Figure:
+    """Measured points and the theory's lines, of both points of training."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    titles = ("initial weights", f"after {record['trained_steps']:,} steps")
+    for axes, (_, rows), title in zip(panels, record["points"].items(), titles, strict=True):
+        schemes = list(dict.fromkeys(row["scheme"] for row in rows))
+        for number, scheme in enumerate(schemes):
+            own = [row for row in rows if row["scheme"] == scheme]
+            batches = [row["batch"] for row in own]
+            axes.plot(batches, [row["theory"] for row in own], color=f"C{number}", linewidth=1)
+            axes.errorbar(
+                batches,
+                [row["measured"] for row in own],
+                [2 * row["standard_error"] for row in own],
+                fmt=_MARKERS[number],
+                color=f"C{number}",
+                markersize=4,
+                label=scheme,
+            )
+        axes.set_title(title, fontsize=9)
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel(f"batch of {record['examples']:,} examples")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("variance x batch / sigma²")
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend(fontsize=7, title="points: measured; lines: theory", title_fontsize=7)
+    return figure

@@ -1,0 +1,118 @@
+"""The contenders: their optimizers as published, and the ranges their rates are drawn from.
+
+Every range is two decades wide, around what 64 steps need: far more than thousands do.
+AdamW, LAMB, Muon and ScheduleFreeAdamW clip the gradient's global norm at 1 and decay neither
+layer norms nor biases, nor does LAMB adapt those, as published BERT runs have it; LANS, as its
+paper, does neither. What all share: beta_1 0.9, epsilon 1e-6, weight decay 0.01.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.large_batch_settings import Run, Study
+
+BETAS_2 = (0.95, 0.98, 0.999)
+WARMUP_RATIOS = (0.05, 0.5)
+# Phase 1 of the paper: 27.35 % of the steps at the peak after 42.65 % of warmup.
+CONSTANT_PER_WARMUP = 27.35 / 42.65
+
+# At other batches, times the best rate at the largest. With b the share of that batch:
+GRID = (
+    ("square root", lambda share: share**0.5),
+    ("square root and linear, geometric mean", lambda share: share**0.75),
+    ("twice the square root", lambda share: 2 * share**0.5),
+    ("linear", lambda share: share),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """A contender.
+
+    Attributes:
+        name: in tables and charts.
+        optimizer: the class.
+        rates: the range from which its rate is drawn, log-uniformly.
+        constant: whether a constant phase follows the warmup: equation (9), else (8).
+        switches: further arguments of the optimizer.
+        everywhere: whether it runs at all batches, or at the largest only.
+    """
+
+    name: str
+    optimizer: str
+    rates: tuple[float, float]
+    constant: bool = False
+    switches: tuple[tuple[str, Any], ...] = ()
+    everywhere: bool = True
+
+
+ADAMW_RATES, LAMB_RATES = (3e-4, 3e-2), (3e-3, 3e-1)
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method(name="AdamW", optimizer="AdamW", rates=ADAMW_RATES),
+        Method(name="LAMB eq. (8)", optimizer="LAMB", rates=LAMB_RATES),
+        Method(name="LAMB eq. (9)", optimizer="LAMB", rates=LAMB_RATES, constant=True),
+        Method(name="LANS eq. (8)", optimizer="LANS", rates=LAMB_RATES),
+        Method(name="LANS eq. (9)", optimizer="LANS", rates=LAMB_RATES, constant=True),
+        Method(
+            name="LANS eq. (9) without normalisation",
+            optimizer="LANS",
+            rates=LAMB_RATES,
+            constant=True,
+            switches=(("normalize_gradients", False),),
+            everywhere=False,
+        ),
+        Method(
+            name="LANS eq. (9) without Nesterov",
+            optimizer="LANS",
+            rates=LAMB_RATES,
+            constant=True,
+            switches=(("nesterov", False),),
+            everywhere=False,
+        ),
+        Method(name="Keras Muon", optimizer="Muon", rates=ADAMW_RATES, everywhere=False),
+        Method(
+            name="Keras ScheduleFreeAdamW",
+            optimizer="ScheduleFreeAdamW",
+            rates=ADAMW_RATES,
+            everywhere=False,
+        ),
+    )
+}
+
+
+def drawn(study: Study, method: Method, number: int) -> Run:
+    """Draw `number` of the hyper-parameters at the largest batch.
+
+    The same draw of all methods is at the same place of their ranges, with the same beta_2 and
+    warmup, so that methods differ by nothing else.
+    """
+    random = np.random.default_rng([study.seed, number])
+    low, high = np.log(method.rates)
+    rate = float(np.exp(low + (high - low) * random.random()))
+    return Run(
+        method=method.name,
+        batch=study.largest,
+        learning_rate=float(f"{rate:.4g}"),
+        beta_2=float(random.choice(BETAS_2)),
+        warmup_ratio=round(float(random.uniform(*WARMUP_RATIOS)), 3),
+    )
+
+
+def scaled(study: Study, best: Run, batch: int, number: int) -> Run:
+    """Rate `number` of the grid at another batch, all else as at the largest."""
+    rate = best.learning_rate * GRID[number][1](batch / study.largest)
+    return dataclasses.replace(best, batch=batch, learning_rate=float(f"{rate:.4g}"))
+
+
+def phases(method: Method, steps: int, warmup_ratio: float) -> tuple[int, int]:
+    """Steps of the warmup, at least one, and of the constant phase."""
+    warmup = max(1, int(warmup_ratio * steps))
+    constant = int(CONSTANT_PER_WARMUP * warmup_ratio * steps) if method.constant else 0
+    return warmup, min(constant, steps - warmup)

@@ -1,0 +1,184 @@
+"""Which runs are asked for, which are done, and in what order the others come.
+
+At the largest batch first, since the settings elsewhere follow from there: draw 1 of every method
+before draw 2 of any. Then the rates at the other batches, the largest first, and last the seeds at
+the best settings, a seed of all before the next. So a study that is cut off has treated all
+methods alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from benchmarks import large_batch_methods
+from benchmarks.large_batch_methods import METHODS, Method
+from benchmarks.large_batch_settings import Run, Study
+from tfrecords.errors import UserError
+
+Records = Mapping[str, Mapping[str, Any]]
+
+
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a results file; none if there is no file.
+
+    A process that was killed while it wrote leaves a last line without an end, which is no record.
+
+    Raises:
+        UserError: another line is no record.
+    """
+    if not os.path.exists(path):
+        return []
+    records = []
+    lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["kind"], record["study"]
+        except (ValueError, KeyError, TypeError) as error:
+            if line and number < len(lines):
+                raise UserError(
+                    f"{os.fspath(path)}: line {number} is no record of a run; remove it"
+                ) from error
+            continue
+        records.append(record)
+    return records
+
+
+def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Adds a record as one line, in one write; what a killed process left half is cut off."""
+    line = json.dumps(record, allow_nan=False).encode() + b"\n"
+    with open(path, "ab+") as stream:
+        stream.seek(0)
+        content = stream.read()
+        stream.truncate(content.rfind(b"\n") + 1)
+        stream.write(line)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds a results file, which is made where it is missing.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path, "ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another study is writing {os.fspath(path)}; wait for it, or give other --results"
+            ) from error
+        yield
+
+
+def of_study(study: Study, records: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The runs of one study, by key."""
+    return {
+        record["run"]: record
+        for record in records
+        if record["kind"] == "run" and record["study"] == study.key
+    }
+
+
+def tuning_runs(study: Study, done: Records, method: Method, batch: int) -> list[Run] | None:
+    """The runs that choose a method's settings at a batch; None as long as they are unknown.
+
+    They are unknown where the best at the largest batch is, and there are none where nothing
+    converges there.
+    """
+    if batch == study.largest:
+        return [large_batch_methods.drawn(study, method, each) for each in range(study.draws)]
+    if not is_tuned(study, done, method, study.largest):
+        return None
+    best = best_run(study, done, method, study.largest)
+    if best is None:
+        return []
+    return [large_batch_methods.scaled(study, best, batch, each) for each in range(study.rates)]
+
+
+def is_tuned(study: Study, done: Records, method: Method, batch: int) -> bool:
+    """Whether all of the runs that choose a method's settings at a batch are done."""
+    runs = tuning_runs(study, done, method, batch)
+    return runs is not None and all(run.key(study) in done for run in runs)
+
+
+def best_run(study: Study, done: Records, method: Method, batch: int) -> Run | None:
+    """The one of least validation loss among those done; None if none converged."""
+    runs = tuning_runs(study, done, method, batch) or []
+    finished = [(run, done[run.key(study)]) for run in runs if run.key(study) in done]
+    good = [
+        (record["validation_loss"], number, run)
+        for number, (run, record) in enumerate(finished)
+        if not record["diverged"]
+    ]
+    return min(good)[2] if good else None
+
+
+def seed_runs(study: Study, done: Records, method: Method, batch: int) -> list[Run]:
+    """The runs at the best settings, on seeds that had no part in choosing them."""
+    best = best_run(study, done, method, batch)
+    if best is None:
+        return []
+    return [dataclasses.replace(best, seed=seed) for seed in range(1, study.seeds + 1)]
+
+
+def places(study: Study) -> list[tuple[Method, int]]:
+    """Every method at each of its batches, the largest first."""
+    return [
+        (method, batch)
+        for batch in reversed(study.batches)
+        for method in METHODS.values()
+        if method.everywhere or batch == study.largest
+    ]
+
+
+def remaining(study: Study, done: Records) -> Iterator[Run]:
+    """The runs that are not done and whose settings are known, in their order."""
+    everywhere = places(study)
+    tuning = {
+        (method.name, batch): tuning_runs(study, done, method, batch) or []
+        for method, batch in everywhere
+    }
+    for here in (True, False):
+        for number in range(study.draws if here else study.rates):
+            for method, batch in everywhere:
+                if (batch == study.largest) == here:
+                    yield from _not_done(study, done, tuning[method.name, batch][number:][:1])
+    for number in range(study.seeds):
+        for method, batch in everywhere:
+            if is_tuned(study, done, method, batch):
+                runs = seed_runs(study, done, method, batch)
+                yield from _not_done(study, done, runs[number:][:1])
+
+
+def _not_done(study: Study, done: Collection[str], runs: Iterable[Run]) -> Iterator[Run]:
+    return (run for run in runs if run.key(study) not in done)
+
+
+def total(study: Study) -> int:
+    """How many runs the study has, if all methods converge somewhere."""
+    tuning = sum(
+        study.draws if batch == study.largest else study.rates for _, batch in places(study)
+    )
+    return tuning + study.seeds * len(places(study))
+
+
+def finished(study: Study, done: Records) -> int:
+    """How many of them are done."""
+    count = 0
+    for method, batch in places(study):
+        runs = list(tuning_runs(study, done, method, batch) or [])
+        if is_tuned(study, done, method, batch):
+            runs += seed_runs(study, done, method, batch)
+        count += sum(run.key(study) in done for run in runs)
+    return count

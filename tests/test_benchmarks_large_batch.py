@@ -1,0 +1,501 @@
+"""The large-batch study: its steps, its data, its queue and its figures; quick runs end to end."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import (
+    large_batch,
+    large_batch_charts,
+    large_batch_data,
+    large_batch_methods,
+    large_batch_model,
+    large_batch_optimizers,
+    large_batch_queue,
+    large_batch_report,
+    large_batch_variance,
+)
+from benchmarks.large_batch_data import Rows, Text
+from benchmarks.large_batch_methods import METHODS
+from benchmarks.large_batch_run import Laboratory
+from benchmarks.large_batch_settings import ModelSizes, Run, Study
+from benchmarks.large_batch_step_tensorflow import Trainer
+from tfrecords.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SIZES = ModelSizes(layers=1, width=16, vocab_size=64, seq_length=16, max_predictions=3)
+STUDY = Study(data="none", sizes=SIZES, examples=64, batches=(8, 16), draws=2, rates=2, seeds=2)
+
+
+def text_of(count: int, seed: int = 0) -> Text:
+    rows = np.random.default_rng(seed).integers(5, 64, (count + 20, 16)).astype(np.uint16)
+    rows[:, 0], rows[:, -1] = 2, 3
+    return Text(
+        train=rows[20:],
+        validation=rows[:10],
+        test=rows[10:20],
+        vocab_size=64,
+        source="made up",
+        sha256="none",
+    )
+
+
+@pytest.fixture(scope="module")
+def laboratory() -> Laboratory:
+    return Laboratory(STUDY, text_of(100), micro_batch=4)
+
+
+def run_of(method: str, **changes: Any) -> Run:
+    run = large_batch_methods.drawn(STUDY, METHODS[method], 0)
+    return dataclasses.replace(run, **changes)
+
+
+# The model and the step
+
+
+def reference_logits(model: keras.Model, rows: Rows) -> np.ndarray:
+    """BERT in float64 NumPy, one row at a time."""
+    w = {each.path: np.asarray(each, np.float64) for each in model.trainable_variables}
+
+    def normalize(x: np.ndarray, name: str) -> np.ndarray:
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
+        return x * w[f"{name}/gamma"] + w[f"{name}/beta"]
+
+    def gelu(x: np.ndarray) -> np.ndarray:
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    def dense(x: np.ndarray, name: str) -> np.ndarray:
+        return x @ w[f"{name}_kernel"] + w[f"{name}_bias"]
+
+    words = w["embeddings/word_embeddings"]
+    outputs = []
+    for ids, positions in zip(rows.word_ids, rows.positions, strict=True):
+        x = words[ids] + w["embeddings/position_embeddings"]
+        x = normalize(x, "embeddings_layer_norm")
+        query, key, value = (dense(x, f"layer_0_attention/{n}") for n in ("query", "key", "value"))
+        scores = np.exp(query @ key.T / math.sqrt(query.shape[1]))
+        context = scores / scores.sum(1, keepdims=True) @ value
+        x = normalize(
+            x + dense(context, "layer_0_attention/output"), "layer_0_attention_layer_norm"
+        )
+        inner = gelu(dense(x, "layer_0_feed_forward/intermediate"))
+        x = normalize(x + dense(inner, "layer_0_feed_forward/output"), "layer_0_output_layer_norm")
+        x = gelu(dense(x[positions], "masked_lm/transform"))
+        x = normalize(x, "masked_lm/layer_norm")
+        outputs.append(x @ words.T + w["masked_lm/output_bias"])
+    return np.array(outputs)
+
+
+def test_the_model_is_bert(laboratory: Laboratory) -> None:
+    laboratory.begin(3)
+    model = laboratory.model
+    random = np.random.default_rng(0)
+    for variable in model.trainable_variables:  # so that no gain is 1 and no bias 0
+        variable.assign(np.asarray(variable) + random.normal(0, 0.3, variable.shape))
+    rows = laboratory.text.examples(SIZES, 0, 0, 5)
+    expected = reference_logits(model, rows)
+    logits = np.asarray(model([rows.word_ids, rows.positions]))
+    # A dozen float32 roundings of numbers of size 10.
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_accumulated_micro_batches_are_the_whole_batch(laboratory: Laboratory) -> None:
+    laboratory.begin(0)
+    rows = laboratory.text.examples(SIZES, 0, 0, 32)
+    weights = np.random.default_rng(0).random(rows.weights.shape).astype(np.float32)
+    rows = rows._replace(weights=weights)  # unequal, so that a mean of means is another number
+    whole = Trainer(laboratory.model, 32)
+    for name, cut, one in zip(
+        (each.path for each in laboratory.trainer.variables),
+        laboratory.trainer.gradient(rows),
+        whole.gradient(rows),
+        strict=True,
+    ):
+        # Sums of 32 rows' float32 gradients in two orders.
+        np.testing.assert_allclose(cut, one, rtol=1e-4, atol=1e-7, err_msg=name)
+    assert laboratory.trainer.evaluate(rows) == pytest.approx(whole.evaluate(rows), rel=1e-6)
+    logits = np.asarray(laboratory.model([rows.word_ids, rows.positions]), np.float64)
+    chosen = np.take_along_axis(logits, rows.ids[..., None], 2)[..., 0]
+    losses = np.log(np.exp(logits).sum(-1)) - chosen
+    expected = float((weights * losses).sum() / weights.sum())
+    laboratory.trainer.use(
+        large_batch_optimizers.create(run_of("AdamW"), 10, laboratory.trainer.variables)
+    )
+    assert laboratory.trainer.step(rows) == pytest.approx(expected, rel=1e-5)
+    assert laboratory.trainer.evaluate(rows) < expected
+
+
+def test_a_run_starts_where_every_other_of_its_seed_does_and_repeats(
+    laboratory: Laboratory,
+) -> None:
+    first = laboratory.train(run_of("LANS eq. (9)"))
+    other = laboratory.train(run_of("AdamW", batch=8))
+    again = laboratory.train(run_of("LANS eq. (9)"))
+    assert first["curve"] == again["curve"] and first["run"] == again["run"] != other["run"]
+    assert first["curve"][0] == other["curve"][0]
+    assert first["curve"][0][2] == pytest.approx(math.log(64), abs=0.1)
+    assert first["curve"][-1][0] == 4 and other["curve"][-1][0] == 8
+    fresh = laboratory.train(run_of("AdamW", seed=1))
+    assert fresh["curve"][0] != first["curve"][0]
+
+
+def test_a_run_that_explodes_is_a_record_too(laboratory: Laboratory) -> None:
+    record = laboratory.train(run_of("AdamW", learning_rate=1e30))
+    assert record["diverged"]
+    json.dumps(record, allow_nan=False)
+
+
+def test_schedule_free_evaluates_its_average() -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
+    run = run_of("Keras ScheduleFreeAdamW", learning_rate=0.1, warmup_ratio=0.0)
+    optimizer = large_batch_optimizers.create(run, 10, model.trainable_variables)
+    optimizer.weight_decay = None
+    z = x = np.asarray(model.trainable_variables[0], np.float64)
+    v = np.zeros_like(z)
+    for step in range(1, 6):
+        gradient = np.full((3, 1), 0.1 * step, np.float32)
+        optimizer.apply([gradient], model.trainable_variables)
+        v = run.beta_2 * v + (1 - run.beta_2) * gradient.astype(np.float64) ** 2
+        z = z - 0.1 * gradient / (np.sqrt(v / (1 - run.beta_2**step)) + 1e-6)
+        x = (1 - 1 / step) * x + z / step
+    averaged = large_batch_optimizers.averaged_weights(run, optimizer, model.trainable_variables)
+    assert averaged is not None
+    np.testing.assert_allclose(averaged[0], x, atol=1e-5)
+    other = large_batch_optimizers.create(run_of("AdamW"), 10, model.trainable_variables)
+    assert large_batch_optimizers.averaged_weights(run_of("AdamW"), other, []) is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_optimizers_are_as_their_papers_have_them(name: str, laboratory: Laboratory) -> None:
+    optimizer = large_batch_optimizers.create(run_of(name), 100, laboratory.trainer.variables)
+    config = optimizer.get_config()
+    is_lans = METHODS[name].optimizer == "LANS"
+    assert config["global_clipnorm"] == (None if is_lans else 1.0)
+    assert config["weight_decay"] == 0.01 and optimizer.epsilon == 1e-6
+    if METHODS[name].optimizer == "LAMB":
+        assert config["exclude_from_layer_adaptation"] == large_batch_optimizers.UNDECAYED
+        assert config["exclude_from_weight_decay"] == large_batch_optimizers.UNDECAYED
+    elif is_lans:
+        assert (
+            config["exclude_from_layer_adaptation"] is config["exclude_from_weight_decay"] is None
+        )
+        assert config["normalize_gradients"] == ("normalisation" not in name)
+        assert config["nesterov"] == ("Nesterov" not in name)
+    else:
+        decays = {
+            each.path: optimizer._use_weight_decay(each) for each in laboratory.trainer.variables
+        }
+        assert not any(decays[path] for path in decays if path.endswith(("bias", "gamma", "beta")))
+        assert all(decays[path] for path in decays if path.endswith(("kernel", "embeddings")))
+
+
+def test_phases_are_those_of_equations_8_and_9() -> None:
+    assert large_batch_methods.phases(METHODS["LAMB eq. (8)"], 3519, 0.4265) == (1500, 0)
+    assert large_batch_methods.phases(METHODS["LANS eq. (9)"], 3519, 0.4265)[0] == 1500
+    constant = large_batch_methods.phases(METHODS["LANS eq. (9)"], 3519, 0.4265)[1]
+    assert constant == pytest.approx(963, abs=1)
+
+
+# Data
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(30, 90), batch=st.sampled_from([4, 16, 48, 100]), seed=st.integers(0, 5))
+def test_examples_do_not_depend_on_the_batch(rows: int, batch: int, seed: int) -> None:
+    text = text_of(rows)
+    whole = text.examples(SIZES, seed, 0, 300)
+    parts = [text.examples(SIZES, seed, at, batch) for at in range(0, 300 - batch, batch)]
+    joined = Rows(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+    for one, two in zip(joined, whole, strict=True):
+        np.testing.assert_array_equal(one, two[: len(one)])
+
+
+def test_an_epoch_is_every_row_once_and_masks_are_new() -> None:
+    text = text_of(70)
+    rows = text.examples(SIZES, 0, 0, 140)
+    restored = rows.word_ids.copy()
+    np.put_along_axis(restored, rows.positions, rows.ids, 1)
+    known = sorted(map(tuple, text.train.tolist()))
+    for epoch in (slice(0, 70), slice(70, 140)):
+        assert sorted(map(tuple, restored[epoch].tolist())) == known
+    first = {
+        tuple(row): set(at) for row, at in zip(restored[:70], rows.positions[:70], strict=True)
+    }
+    second = [
+        first[tuple(row)] == set(at) for row, at in zip(restored, rows.positions, strict=True)
+    ]
+    assert sum(second[70:]) < 10 and not np.array_equal(restored[:70], restored[70:])
+
+
+def test_masks_are_those_of_bert() -> None:
+    rows = np.full((4000, 16), 40, np.uint16)
+    found = large_batch_data.masked(rows, SIZES, 64, np.random.default_rng(0))
+    assert found.positions.min() == 1 and found.positions.max() == 14
+    assert (np.diff(found.positions, axis=1) > 0).all() and (found.ids == 40).all()
+    shown = np.take_along_axis(found.word_ids, found.positions, 1)
+    # 12,000 choices: a standard deviation of 0.4 %.
+    assert (shown == large_batch_data.MASK_ID).mean() == pytest.approx(0.8, abs=0.015)
+    assert (shown == 40).mean() == pytest.approx(0.1 + 0.1 / 59, abs=0.012)
+    assert shown[shown != large_batch_data.MASK_ID].min() >= large_batch_data.FIRST_PIECE
+    assert (found.word_ids != 40).sum() == (shown != 40).sum()
+
+
+# The queue
+
+
+def record_of(run: Run, loss: float, diverged: bool = False) -> dict[str, Any]:
+    return {
+        "kind": "run",
+        "study": STUDY.key,
+        "run": run.key(STUDY),
+        "settings": dataclasses.asdict(run),
+        "curve": [[0, None, 4.0], [2, 3.9, 3.5], [4, 3.4, loss]],
+        "validation_loss": loss,
+        "test_loss": loss + 0.1,
+        "diverged": diverged,
+        "seconds": 1.0,
+        "date": "2000-01-01",
+        "source": "made up",
+        "processor": "none",
+        "versions": {},
+    }
+
+
+def play(limit: int | None = None, diverges: str = "") -> list[dict[str, Any]]:
+    """The records of a study whose losses follow from the runs' keys."""
+    records: list[dict[str, Any]] = []
+    while limit is None or len(records) < limit:
+        done = large_batch_queue.of_study(STUDY, records)
+        run = next(large_batch_queue.remaining(STUDY, done), None)
+        if run is None:
+            break
+        loss = 2 + int(run.key(STUDY), 16) / 16**16
+        records.append(record_of(run, loss, run.method == diverges))
+    return records
+
+
+def test_a_study_is_breadth_first_and_ends() -> None:
+    records = play()
+    runs = [Run(**record["settings"]) for record in records]
+    assert len({record["run"] for record in records}) == len(records)
+    assert len(records) == large_batch_queue.total(STUDY) == 9 * 2 + 5 * 2 + (9 + 5) * 2
+    done = large_batch_queue.of_study(STUDY, records)
+    assert large_batch_queue.finished(STUDY, done) == len(records)
+    assert [run.method for run in runs[:9]] == [run.method for run in runs[9:18]] == list(METHODS)
+    assert {run.batch for run in runs[:18]} == {16} and {run.batch for run in runs[18:28]} == {8}
+    assert [run.seed for run in runs] == [0] * 28 + [1] * 14 + [2] * 14
+    assert len({(run.beta_2, run.warmup_ratio) for run in runs[:9]}) == 1
+    for method in METHODS.values():
+        tuning = [each for each in records[:18] if each["settings"]["method"] == method.name]
+        best = min(tuning, key=lambda each: each["validation_loss"])["settings"]
+        for run in runs[28:]:
+            if run.method == method.name and run.batch == 16:
+                assert run == Run(**{**best, "seed": run.seed})
+        assert all(
+            method.rates[0] <= each["settings"]["learning_rate"] <= method.rates[1]
+            for each in tuning
+        )
+
+
+@settings(max_examples=15, deadline=None)
+@given(cut=st.integers(0, 56))
+def test_a_study_goes_on_where_it_was_cut(cut: int) -> None:
+    whole = play()
+    done = large_batch_queue.of_study(STUDY, whole[:cut])
+    following = next(large_batch_queue.remaining(STUDY, done), None)
+    assert (following is None) == (cut == len(whole))
+    if following is not None:
+        assert following.key(STUDY) == whole[cut]["run"]
+
+
+def test_a_method_that_never_converges_is_left_at_that() -> None:
+    records = play(diverges="AdamW")
+    assert sum(each["settings"]["method"] == "AdamW" for each in records) == STUDY.draws
+    found = large_batch_report.places(STUDY, records)
+    (place,) = (each for each in found if each.method.name == "AdamW")
+    assert place.diverged == 2 and place.loss is None
+    assert "| AdamW | 16 | | | | 2 | 2 | diverged |" in large_batch_report.table(
+        STUDY, records, [], None
+    )
+
+
+def test_what_a_killed_process_left_half_written_is_no_record(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "results.jsonl"
+    records = play(3)
+    for record in records[:2]:
+        large_batch_queue.append(path, record)
+    with path.open("a") as stream:
+        stream.write(json.dumps(records[2])[:50])
+    assert large_batch_queue.read(path) == records[:2]
+    large_batch_queue.append(path, records[2])
+    assert large_batch_queue.read(path) == records
+    path.write_text("nonsense\n" + path.read_text())
+    with pytest.raises(UserError, match="line 1 is no record"):
+        large_batch_queue.read(path)
+
+
+def test_two_studies_do_not_write_one_file(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "results.jsonl"
+    with (
+        large_batch_queue.lock(path),
+        pytest.raises(UserError, match="another study"),
+        large_batch_queue.lock(path),
+    ):
+        pass
+    with large_batch_queue.lock(path):
+        pass
+
+
+def test_a_key_is_of_what_changes_the_outcome() -> None:
+    run = run_of("AdamW")
+    more = dataclasses.replace(STUDY, draws=5, seeds=7, batches=(8, 16, 32))
+    assert run.key(more) == run.key(STUDY)
+    for changed in ({"data": "other"}, {"backend": "jax"}, {"examples": 128}, {"model": "a:b"}):
+        assert run.key(dataclasses.replace(STUDY, **changed)) != run.key(STUDY)
+
+
+# Figures
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=7), st.data())
+def test_best_of_n_is_the_mean_over_all_choices(losses: list[float], data: st.DataObject) -> None:
+    tries = data.draw(st.integers(1, len(losses)))
+    choices = [min(chosen) for chosen in itertools.combinations(losses, tries)]
+    expected = sum(choices) / len(choices)
+    assert large_batch_report.best_of(losses, tries) == pytest.approx(expected, abs=1e-9)
+
+
+def test_steps_to_a_target_are_interpolated() -> None:
+    curve = [[0, None, 4.0], [10, 3.9, 3.0], [20, 3.4, 2.0]]
+    assert large_batch_report.steps_to(curve, 2.5) == pytest.approx(15)
+    assert large_batch_report.steps_to(curve, 3.0) == pytest.approx(10)
+    assert large_batch_report.steps_to(curve, 1.0) is None
+    assert large_batch_report.steps_to([[0, None, 4.0], [5, None, None]], 3.0) is None
+
+
+def test_charts_and_table_show_what_there_is(tmp_path: pathlib.Path) -> None:
+    for count in (0, 1, 12, 25, None):
+        records = play(count)
+        paths = large_batch_charts.draw(STUDY, records, str(tmp_path / "study"), None)
+        assert len(paths) == (0 if count == 0 else 5)
+        text = large_batch_report.table(STUDY, records, paths, None)
+        assert f"{len(records)} of 56 runs" in text
+    assert "the tuning seed alone" not in text and "unfinished" not in text
+    document = f"before\n{large_batch_report.BEGIN}\nold\n{large_batch_report.END}\nafter"
+    new = large_batch_report.with_table(document, text)
+    assert new.startswith("before") and new.endswith("after") and "old" not in new
+    with pytest.raises(UserError, match="no part"):
+        large_batch_report.with_table("nothing", text)
+
+
+def test_variance_follows_section_3_4() -> None:
+    gradients = np.random.default_rng(0).normal(size=(256, 512))
+    for row in large_batch_variance.measure(gradients, [4, 64, 256], seed=0):
+        # Four standard errors, of 1 to 2 % each; an epoch without replacement has none at all.
+        tolerance = 4 * row["standard_error"] + 1e-9
+        assert row["standard_error"] < 0.025
+        assert row["measured"] == pytest.approx(row["theory"], abs=tolerance), row
+    assert large_batch_variance.factor(large_batch_variance.WITHOUT, 256, 256) == 0.0
+    # Each of 8 files is read by each of 4 workers with probability 1/4.
+    assert large_batch_variance.coverage(256, 0) == pytest.approx(1 - 0.75**4, abs=0.02)
+
+
+def test_the_sketch_keeps_squared_norms_on_average() -> None:
+    random = np.random.default_rng(0)
+    vector = random.normal(size=5000)
+    squares = []
+    for _ in range(50):
+        buckets, signs = random.integers(0, 256, 5000), random.choice([-1.0, 1.0], 5000)
+        projected = large_batch_variance.sketch([vector[:2000], vector[2000:]], buckets, signs)
+        squares.append(np.square(projected).sum())
+    # One projection varies by sqrt(2 / 256) = 9 %, their mean by 1.3 %.
+    assert np.mean(squares) == pytest.approx(np.square(vector).sum(), rel=0.05)
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("--batches=16,8", "ascending"),
+        ("--batches=16,many", "expected integers"),
+        ("--batches=16,48", "no multiple of the batch 48"),
+        ("--max_predictions=40", "expected less than 14"),
+        ("--seq_length=32", "rows of --data are 16 long"),
+        ("--document=absent.md", "absent.md"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    argument: str, told: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "rows.npz"
+    text = text_of(100)
+    parts = {name: getattr(text, name) for name in ("train", "validation", "test")}
+    np.savez(data, vocab_size=64, source="made up", **parts)
+    results = tmp_path / "results.jsonl"
+    common = ["--quick", f"--data={data}", f"--results={results}"]
+    assert large_batch.main([*common, argument]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+    assert not results.exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere:bert", "math", "math:tau", "math:absent", "os:getcwdb"])
+def test_a_model_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises((UserError, TypeError)):
+        Laboratory(dataclasses.replace(STUDY, model=name), text_of(100), 4)
+
+
+def model_of_the_users(sizes: ModelSizes) -> keras.Model:
+    return large_batch_model.bert(dataclasses.replace(sizes, width=8))
+
+
+def test_a_model_of_the_users_is_trained() -> None:
+    name = f"{__name__}:{model_of_the_users.__name__}"
+    laboratory = Laboratory(dataclasses.replace(STUDY, model=name), text_of(100), 8)
+    assert laboratory.trainer.variables[0].shape == (64, 8)
+    assert not laboratory.train(run_of("LANS eq. (8)"))["diverged"]
+
+
+@pytest.mark.slow
+def test_quick_is_killed_goes_on_and_draws_everything(tmp_path: pathlib.Path) -> None:
+    results, document = tmp_path / "results.jsonl", tmp_path / "results.md"
+    document.write_text(f"{large_batch_report.BEGIN}\n{large_batch_report.END}\n")
+    command = [
+        *(sys.executable, "-m", "benchmarks.large_batch", "--quick", "--draws=1", "--seeds=1"),
+        *(f"--results={results}", f"--data={tmp_path / 'rows.npz'}", f"--document={document}"),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if " 2/28 " in line:
+            process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    before = results.read_text()
+    assert before.count('"kind": "run"') >= 2 and before.count('"kind": "variance"') == 1
+
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert "examples/s in" in completed.stdout and "28 of 28 runs are done" in completed.stdout
+    after = results.read_text()
+    assert after.startswith(before) and after.count('"kind": "run"') == 28
+    charts = {"loss_by_batch", "loss_by_rate", "best_of_n", "loss_curves", "steps_to_target"}
+    for name in charts | {"variance"}:
+        assert os.path.getsize(tmp_path / f"results_{name}.png") > 5_000
+        assert f"results_{name}.png" in document.read_text()
+    assert all(name in document.read_text() for name in METHODS)
