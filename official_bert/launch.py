@@ -344,6 +344,10 @@ class Screen:
             self._stream.write(b"".join(b"[%s] %s\n" % (speaker.encode(), line) for line in lines))
             self._stream.flush()
         except BrokenPipeError:
+            # What could not be written stays in the buffer, and Python tries it again at its end.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
             self._stream = None
 
 
