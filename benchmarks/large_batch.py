@@ -37,6 +37,7 @@ from benchmarks import (
     large_batch_queue,
     large_batch_report,
     large_batch_workers,
+    markdown_part,
 )
 from benchmarks.large_batch_data import Text
 from benchmarks.large_batch_settings import ModelSizes, Study, fingerprint
@@ -44,6 +45,7 @@ from benchmarks.large_batch_workers import Stop, Worker
 from tfrecords import command
 from tfrecords.errors import UserError
 
+_MODULE = "benchmarks.large_batch"
 _HERE = pathlib.Path(__file__).parent
 RESULTS = _HERE / "results" / "large_batch.jsonl"
 _WORK = pathlib.Path("build", "large_batch")
@@ -271,7 +273,7 @@ def report(study: Study, flag_values: flags.FlagValues) -> None:
     if document:
         old = pathlib.Path(document).read_text(encoding="utf-8")
         partial = pathlib.Path(f"{document}.partial-{os.getpid()}")
-        partial.write_text(large_batch_report.with_table(old, text), encoding="utf-8")
+        partial.write_text(markdown_part.replaced(old, _MODULE, text), encoding="utf-8")
         partial.replace(document)
 
 
@@ -284,9 +286,8 @@ def body(flag_values: flags.FlagValues) -> None:
             f"--variance_examples={flag_values.variance_examples}; give a multiple of 8"
         )
     if flag_values.document:
-        large_batch_report.with_table(
-            pathlib.Path(flag_values.document).read_text(encoding="utf-8"), ""
-        )
+        old = pathlib.Path(flag_values.document).read_text(encoding="utf-8")
+        markdown_part.replaced(old, _MODULE, "")
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     data = prepare(flag_values)
     study = study_of(flag_values, Text.load(data), backend)

@@ -11,12 +11,7 @@ from typing import Any
 from benchmarks import large_batch_queue
 from benchmarks.large_batch_methods import METHODS, Method
 from benchmarks.large_batch_settings import Run, Study
-from tfrecords.errors import UserError
 
-BEGIN, END = (
-    "<!-- written by benchmarks.large_batch: begin -->",
-    "<!-- written by benchmarks.large_batch: end -->",
-)
 _EDGE = 1.3  # a best rate so near an end of its range may lie beyond it
 
 
@@ -148,19 +143,6 @@ def tried_losses(place: Place) -> list[float]:
         each["curve"][0][2] if each["diverged"] else each["validation_loss"]
         for each in place.tuning
     ]
-
-
-def with_table(document: str, text: str) -> str:
-    """A Markdown document with its generated part replaced.
-
-    Raises:
-        UserError: the document has no such part.
-    """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"the document has no part between {BEGIN!r} and {END!r}; add both lines")
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
 
 
 def table(

@@ -17,10 +17,6 @@ TASKS = (
     ("squad_exact_match", "exact_match", "SQuAD dev exact match"),
 )
 CONFIDENCE = 0.95
-BEGIN, END = (
-    "<!-- written by benchmarks.transfer: begin -->",
-    "<!-- written by benchmarks.transfer: end -->",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,19 +77,6 @@ class Task:
             "difference": mean,
             "interval": [low, high],
         }
-
-
-def with_table(document: str, text: str) -> str:
-    """A Markdown document with its generated part replaced.
-
-    Raises:
-        ValueError: the document has no such part.
-    """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"no part between {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
 
 
 def table(figures: Mapping[str, Any]) -> str:

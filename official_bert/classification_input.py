@@ -6,7 +6,6 @@ they are worth. The lengths are a few static ones, so that XLA compiles each onc
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -90,7 +89,9 @@ def batches(
         A data set of dictionaries: `input_word_ids`, `input_mask`, `input_type_ids`
         (share, seq_length), `label_ids` and `length_number` (share,).
     """
-    features = _features_of(data.rows)
+    features = packed_rows.features_of(
+        data.rows.word_ids, data.rows.first_lengths, data.rows.lengths
+    )
     row_lengths, labels = tf.constant(data.rows.lengths), tf.constant(data.labels)
     share = cut.batch_size // num_pipelines
 
@@ -115,7 +116,7 @@ def evaluation_batches(
 
     `row` says which row each one is; what fills up the last batch says it is row N.
     """
-    features = _features_of(rows)
+    features = packed_rows.features_of(rows.word_ids, rows.first_lengths, rows.lengths)
     order = tf.constant(np.argsort(rows.lengths, kind="stable"))
     row_lengths = tf.constant(rows.lengths)
     share = cut.batch_size // num_pipelines
@@ -134,20 +135,3 @@ def evaluation_batches(
         }
 
     return tf.data.Dataset.range(count).map(batch).prefetch(2)
-
-
-def _features_of(rows: packed_rows.Rows) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    word_ids = tf.constant(rows.word_ids)
-    first_lengths, lengths = map(tf.constant, (rows.first_lengths, rows.lengths))
-    seq_length = word_ids.shape[1]
-
-    def features(chosen: tf.Tensor) -> dict[str, tf.Tensor]:
-        first = tf.sequence_mask(tf.gather(first_lengths, chosen), seq_length, tf.int32)
-        filled = tf.sequence_mask(tf.gather(lengths, chosen), seq_length, tf.int32)
-        return {
-            "input_word_ids": tf.gather(word_ids, chosen),
-            "input_mask": filled,
-            "input_type_ids": filled - first,
-        }
-
-    return features

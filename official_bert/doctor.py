@@ -24,6 +24,7 @@ import tfrecords
 from official_bert import (
     cluster,
     configuration,
+    disk_space,
     estimates,
     experiments,
     metrics_log,
@@ -186,7 +187,7 @@ def model_rows(params: config_definitions.ExperimentConfig) -> Rows:
     """Weights, and what keeping them costs on disk."""
     task = params.task
     count = estimates.parameters(task.model, task.train_data.use_next_sentence_label)
-    size = preflight.checkpoint_bytes(params) or 0
+    size = disk_space.checkpoint_bytes(params) or 0
     kept = params.trainer.max_to_keep
     return [
         ("parameters", f"{count.model:,}, of which {count.trained:,} are trained"),
@@ -352,7 +353,7 @@ def _memory(
 
 
 def _is_bert(task: config_definitions.TaskConfig) -> bool:
-    return isinstance(task, LargeBatchPretrainConfig) and preflight.is_bert(task)
+    return isinstance(task, LargeBatchPretrainConfig) and estimates.is_bert(task)
 
 
 def _manifest(data: config_definitions.DataConfig) -> tfrecords.Manifest | None:

@@ -31,6 +31,12 @@ class Parameters:
     trained: int
 
 
+def is_bert(task: config_definitions.TaskConfig) -> bool:
+    """Whether a task's encoder is one whose size there is a formula for here."""
+    encoder = getattr(getattr(task, "model", None), "encoder", None)
+    return getattr(encoder, "type", None) in ("bert", "bert_v2")
+
+
 def parameters(model: bert.PretrainerConfig, next_sentence: bool = True) -> Parameters:
     """The weights of Model Garden's `BertPretrainerV2` over a BERT encoder, by formula.
 

@@ -1,9 +1,10 @@
 """Texts as rows [CLS] a [SEP] b [SEP] of word pieces, and the few lengths that rows are cut to."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import tensorflow as tf
 
 from tfrecords.errors import UserError
 from tfrecords.tokenization import Tokenizer
@@ -78,6 +79,35 @@ def pack(
         first_lengths=first_lengths.astype(np.int32),
         lengths=ends.astype(np.int32),
     )
+
+
+def features_of(
+    word_ids: np.ndarray, first_lengths: np.ndarray, lengths: np.ndarray
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """From numbers of rows to what a BERT takes of them.
+
+    Args:
+        word_ids: (N, seq_length), int32.
+        first_lengths: (N,), word pieces of the first segment.
+        lengths: (N,), word pieces of both.
+
+    Returns:
+        A function of int tensors (batch,) to `input_word_ids`, `input_mask`, `input_type_ids`,
+        int32 (batch, seq_length).
+    """
+    ids, first_ends, ends = (tf.constant(each) for each in (word_ids, first_lengths, lengths))
+    seq_length = word_ids.shape[1]
+
+    def features(chosen: tf.Tensor) -> dict[str, tf.Tensor]:
+        first = tf.sequence_mask(tf.gather(first_ends, chosen), seq_length, tf.int32)
+        filled = tf.sequence_mask(tf.gather(ends, chosen), seq_length, tf.int32)
+        return {
+            "input_word_ids": tf.gather(ids, chosen),
+            "input_mask": filled,
+            "input_type_ids": filled - first,
+        }
+
+    return features
 
 
 def truncated(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:

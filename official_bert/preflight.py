@@ -4,8 +4,6 @@ A check is a generator of problems, one line each: a run stops at the first, `do
 """
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -13,13 +11,12 @@ import tensorflow as tf
 from absl import logging
 from official.core import config_definitions
 from official.modeling import tf_utils
-from official.nlp.configs import bert
 
 import tfrecords
 from official_bert import (
     checkpoints,
     devices,
-    estimates,
+    disk_space,
     inherited_size,
     optimization,
     ranges,
@@ -86,7 +83,9 @@ def problems(
         yield from _pretraining_problems(params, mode, model_dir, workers, out_of_range)
     yield from batch_problems(params, mode, workers=workers, replicas=replicas)
     if model_dir and "train" in mode:
-        yield from filter(None, [disk_problem(model_dir, *_disk_numbers(params, model_dir))])
+        yield from filter(
+            None, [disk_space.problem(model_dir, *disk_space.numbers(params, model_dir))]
+        )
 
 
 def warnings(
@@ -107,8 +106,8 @@ def warnings(
             "steps_per_loop to save more often"
         )
     if model_dir and "train" in mode:
-        numbers = _disk_numbers(params, model_dir)
-        warning = disk_warning(model_dir, *numbers, max_to_keep=trainer.max_to_keep)
+        numbers = disk_space.numbers(params, model_dir)
+        warning = disk_space.warning(model_dir, *numbers, max_to_keep=trainer.max_to_keep)
         yield from filter(None, [warning])
 
 
@@ -204,92 +203,6 @@ def shard_problems(
             batch_size=data.global_batch_size // workers,
             seed=data.seed,
         )
-
-
-def disk_problem(model_dir: str, free: int | None, size: int | None, kept: int) -> str | None:
-    """Why a disk is too small for the run's next checkpoint beside the one before it.
-
-    Args:
-      model_dir: folder of the run, for the words.
-      free: bytes that are free; None where that is not known.
-      size: bytes of a checkpoint; None where that is not known.
-      kept: checkpoints that lie there already.
-    """
-    if free is None or not size:
-        return None
-    # A new checkpoint is whole before the oldest goes.
-    needed = max(1, 2 - kept)
-    if free >= needed * size:
-        return None
-    return (
-        f"the disk of {model_dir} has {estimates.in_words(free)} free, a checkpoint takes about "
-        f"{estimates.in_words(size)}; expected room for {needed} more: free some, or choose "
-        "another --model_dir"
-    )
-
-
-def disk_warning(
-    model_dir: str, free: int | None, size: int | None, kept: int, *, max_to_keep: int
-) -> str | None:
-    """What is said of a disk that has room for the next checkpoint, but not for all to be kept.
-
-    Args:
-      model_dir: as in `disk_problem`, as are the next three.
-      free: bytes.
-      size: bytes.
-      kept: checkpoints.
-      max_to_keep: checkpoints that the run keeps; while it saves there is one more.
-    """
-    if free is None or not size or disk_problem(model_dir, free, size, kept):
-        return None
-    needed = max_to_keep + 1 - kept
-    if free >= needed * size:
-        return None
-    return (
-        f"the disk of {model_dir} has {estimates.in_words(free)} free, room for "
-        f"{free // size} more checkpoints of about {estimates.in_words(size)}; trainer.max_to_keep "
-        f"{max_to_keep} needs room for {needed}: free some, or lower it"
-    )
-
-
-def free_bytes(path: str) -> int | None:
-    """Bytes free where `path` lies or will lie; None for a file system that does not tell."""
-    if "://" in path:
-        return None
-    path = os.path.abspath(path)
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    return shutil.disk_usage(path).free
-
-
-def _disk_numbers(
-    params: config_definitions.ExperimentConfig, model_dir: str
-) -> tuple[int | None, int | None, int]:
-    """Free bytes, bytes of a checkpoint, checkpoints there are."""
-    kept = 0
-    if "://" not in model_dir and tf.io.gfile.isdir(model_dir):
-        kept = len(tf.io.gfile.glob(os.path.join(model_dir, "ckpt-*.index")))
-    return free_bytes(model_dir), checkpoint_bytes(params), kept
-
-
-def checkpoint_bytes(params: config_definitions.ExperimentConfig) -> int | None:
-    """The size of a checkpoint, of a finetuning about; None for an encoder that is no BERT."""
-    task = params.task
-    if not is_bert(task):
-        return None
-    chosen = params.trainer.optimizer_config
-    if isinstance(task, LargeBatchPretrainConfig):
-        count = estimates.parameters(task.model, task.train_data.use_next_sentence_label)
-    else:
-        # Heads are small beside the encoder: the masked LM's stands for any other.
-        count = estimates.parameters(bert.PretrainerConfig(encoder=task.model.encoder))
-    return estimates.checkpoint_bytes(count, estimates.slots(chosen), ema=chosen.ema is not None)
-
-
-def is_bert(task: config_definitions.TaskConfig) -> bool:
-    """Whether the encoder is one whose size `estimates` has a formula for."""
-    encoder = getattr(getattr(task, "model", None), "encoder", None)
-    return getattr(encoder, "type", None) in ("bert", "bert_v2")
 
 
 def _optimizer_problems(params: config_definitions.ExperimentConfig) -> Problems:

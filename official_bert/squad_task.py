@@ -18,7 +18,7 @@ from official.core import task_factory
 from official.nlp.data import question_answering_dataloader
 from official.nlp.tasks import question_answering
 
-from official_bert import checkpoints, cluster, global_batch, squad, squad_answers
+from official_bert import checkpoints, cluster, global_batch, packed_rows, squad, squad_answers
 from official_bert.input import replica_batches
 from tfrecords import files
 
@@ -80,7 +80,7 @@ def batches(
         (share, seq_length) and `start_positions`, `end_positions` (share,), all int32.
     """
     share = global_batch_size // num_pipelines
-    features = _features_of(windows)
+    features = packed_rows.features_of(windows.word_ids, windows.question_lengths, windows.lengths)
     labels = {
         "start_positions": tf.constant(windows.starts),
         "end_positions": tf.constant(windows.ends),
@@ -116,7 +116,7 @@ def evaluation_batches(
     """
     share = global_batch_size // num_pipelines
     count = -(-len(windows) // global_batch_size)
-    features = _features_of(windows)
+    features = packed_rows.features_of(windows.word_ids, windows.question_lengths, windows.lengths)
     unique_ids = tf.constant(windows.unique_ids)
 
     def batch(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
@@ -125,23 +125,6 @@ def evaluation_batches(
         return {**features(rows), "unique_ids": tf.gather(unique_ids, rows)}, {}
 
     return tf.data.Dataset.range(count).map(batch).prefetch(2)
-
-
-def _features_of(windows: squad.Windows) -> Any:
-    word_ids = tf.constant(windows.word_ids)
-    question_lengths, lengths = map(tf.constant, (windows.question_lengths, windows.lengths))
-    seq_length = word_ids.shape[1]
-
-    def features(rows: tf.Tensor) -> dict[str, tf.Tensor]:
-        question = tf.sequence_mask(tf.gather(question_lengths, rows), seq_length, tf.int32)
-        filled = tf.sequence_mask(tf.gather(lengths, rows), seq_length, tf.int32)
-        return {
-            "input_word_ids": tf.gather(word_ids, rows),
-            "input_mask": filled,
-            "input_type_ids": filled - question,
-        }
-
-    return features
 
 
 @task_factory.register_task_cls(SquadConfig)

@@ -27,6 +27,7 @@ from benchmarks import (
     large_batch_queue,
     large_batch_report,
     large_batch_variance,
+    markdown_part,
 )
 from benchmarks.large_batch_data import Rows, Text
 from benchmarks.large_batch_methods import METHODS
@@ -394,11 +395,6 @@ def test_charts_and_table_show_what_there_is(tmp_path: pathlib.Path) -> None:
         text = large_batch_report.table(STUDY, records, paths, None)
         assert f"{len(records)} of 56 runs" in text
     assert "the tuning seed alone" not in text and "unfinished" not in text
-    document = f"before\n{large_batch_report.BEGIN}\nold\n{large_batch_report.END}\nafter"
-    new = large_batch_report.with_table(document, text)
-    assert new.startswith("before") and new.endswith("after") and "old" not in new
-    with pytest.raises(UserError, match="no part"):
-        large_batch_report.with_table("nothing", text)
 
 
 def test_variance_follows_section_3_4() -> None:
@@ -474,7 +470,7 @@ def test_a_model_of_the_users_is_trained() -> None:
 @pytest.mark.slow
 def test_quick_is_killed_goes_on_and_draws_everything(tmp_path: pathlib.Path) -> None:
     results, document = tmp_path / "results.jsonl", tmp_path / "results.md"
-    document.write_text(f"{large_batch_report.BEGIN}\n{large_batch_report.END}\n")
+    document.write_text("\n".join(markdown_part.marks("benchmarks.large_batch")))
     command = [
         *(sys.executable, "-m", "benchmarks.large_batch", "--quick", "--draws=1", "--seeds=1"),
         *(f"--results={results}", f"--data={tmp_path / 'rows.npz'}", f"--document={document}"),

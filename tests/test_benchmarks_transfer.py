@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import transfer, transfer_report
+from benchmarks import markdown_part, transfer, transfer_report
 from benchmarks.transfer_report import PRETRAINED, RANDOM, Arm, Task
 from tests.bert.conftest import TINY
 from tests.bert.test_finetune import questions
@@ -55,13 +55,14 @@ def test_a_folder_without_finished_runs_is_named(tmp_path) -> None:
 
 
 def test_only_the_marked_part_of_a_document_is_replaced() -> None:
-    document = f"a\n{transfer_report.BEGIN}\nold\n{transfer_report.END}\nb\n"
-    once = transfer_report.with_table(document, "new")
-    assert once == transfer_report.with_table(once, "new")
+    begin, end = markdown_part.marks("benchmarks.transfer")
+    document = f"a\n{begin}\nold\n{end}\nb\n"
+    once = markdown_part.replaced(document, "benchmarks.transfer", "new")
+    assert once == markdown_part.replaced(once, "benchmarks.transfer", "new")
     assert once.startswith("a\n") and once.endswith("\nb\n")
     assert "old" not in once and "new" in once
-    with pytest.raises(ValueError, match="no part between"):
-        transfer_report.with_table("a", "new")
+    with pytest.raises(UserError, match="no part between"):
+        markdown_part.replaced(document, "benchmarks.large_batch", "new")
 
 
 @pytest.mark.parametrize("content", [None, "no marks"])
@@ -88,7 +89,8 @@ def test_text_to_a_table(tmp_path, capfd) -> None:
     text = "\n".join(topic for _, topic in sorted(pydoc_data.topics.topics.items()))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     (tmp_path / "squad.json").write_text(json.dumps(questions()))
-    (tmp_path / "document.md").write_text(f"{transfer_report.BEGIN}\n{transfer_report.END}\n")
+    marks = markdown_part.marks("benchmarks.transfer")
+    (tmp_path / "document.md").write_text("\n".join(marks))
     for number, length in enumerate(transfer.SEQ_LENGTHS, start=1):
         recipe = yaml.safe_load(TINY)
         for part in ("train_data", "validation_data"):

@@ -16,10 +16,10 @@ from official.nlp.tools import squad_evaluate_v1_1
 from official_bert import (
     configuration,
     devices,
+    disk_space,
     finetune,
     global_batch,
     launch,
-    preflight,
     squad_task,
     starting_point,
 )
@@ -279,14 +279,14 @@ def test_a_disk_without_room_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     size = (folder / finetuned / "ckpt-50.data-00000-of-00001").stat().st_size
-    estimate, estimated = preflight.checkpoint_bytes, []
+    estimate, estimated = disk_space.checkpoint_bytes, []
 
     def noted(params: Any) -> int | None:
         estimated.append(estimate(params))
         return estimated[-1]
 
-    monkeypatch.setattr(preflight, "checkpoint_bytes", noted)
-    monkeypatch.setattr(preflight, "free_bytes", lambda path: size)
+    monkeypatch.setattr(disk_space, "checkpoint_bytes", noted)
+    monkeypatch.setattr(disk_space, "free_bytes", lambda path: size)
     arguments = command_line(folder, "full", f"--init_checkpoint={folder / 'pretraining'}")
     assert "expected room for 2 more" in _fails(arguments, capsys)
     assert not (folder / "full").exists()

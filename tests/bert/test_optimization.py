@@ -3,7 +3,9 @@
 import dataclasses
 import inspect
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from official.modeling import optimization as model_garden
 from official.modeling.optimization import lamb, optimizer_factory
 from official.modeling.optimization.configs import optimizer_config
@@ -64,6 +66,25 @@ def test_registration_is_idempotent_and_leaves_model_gardens_lamb() -> None:
     built = factory.build_optimizer(factory.build_learning_rate())
     assert isinstance(built, tf_lans.tf_keras.LANS)
     assert built.get_config()["beta_1"] == 0.7
+
+
+def after_a_step(optimizer, variable: tf.Variable, gradient: float) -> np.ndarray:
+    optimizer.apply_gradients(
+        [(tf.fill(variable.shape, tf.cast(gradient, variable.dtype)), variable)]
+    )
+    return variable.numpy().astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gradient"), [(tf.bfloat16, 1.0), (tf.float32, np.nan)], ids=["bfloat16", "nan"]
+)
+def test_model_gardens_lamb_makes_nan_where_ours_does_not(dtype, gradient: float) -> None:
+    """In bfloat16 its 1 - 0.999^t is zero; a gradient that is not finite it takes as it comes."""
+    theirs = after_a_step(lamb.LAMB(0.01), tf.Variable(tf.ones([4], dtype)), gradient)
+    assert np.isnan(theirs).all()
+    ours = after_a_step(tf_lans.tf_keras.LAMB(0.01), tf.Variable(tf.ones([4], dtype)), gradient)
+    np.testing.assert_array_equal(ours < 1, np.isfinite(gradient))
+    assert np.isfinite(ours).all()
 
 
 def test_patterns_without_a_match_are_refused() -> None:

@@ -17,6 +17,7 @@ import tfrecords
 from official_bert import (
     configuration,
     devices,
+    disk_space,
     estimates,
     experiments,
     finetune_plan,
@@ -400,30 +401,30 @@ SIZE = 1000
 
 @given(free=st.integers(0, 9 * SIZE), kept=st.integers(0, 5), most=st.integers(1, 5))
 def test_a_disk_is_refused_below_the_next_checkpoint_and_warned_of_below_all(free, kept, most):
-    refused = preflight.disk_problem("run", free, SIZE, kept)
-    warned = preflight.disk_warning("run", free, SIZE, kept, max_to_keep=most)
+    refused = disk_space.problem("run", free, SIZE, kept)
+    warned = disk_space.warning("run", free, SIZE, kept, max_to_keep=most)
     # Two must fit in all, since the older goes after the newer is whole; and one must be written.
     assert bool(refused) == (free < SIZE or free + kept * SIZE < 2 * SIZE)
     assert bool(warned) == (not refused and free + kept * SIZE < (most + 1) * SIZE)
 
 
 def test_a_disk_that_does_not_tell_is_let_be() -> None:
-    assert preflight.free_bytes("gs://bucket/run") is None
-    assert preflight.disk_problem("gs://bucket/run", None, SIZE, 0) is None
-    assert preflight.disk_problem("run", 0, None, 0) is None
-    assert preflight.disk_warning("run", None, SIZE, 0, max_to_keep=5) is None
+    assert disk_space.free_bytes("gs://bucket/run") is None
+    assert disk_space.problem("gs://bucket/run", None, SIZE, 0) is None
+    assert disk_space.problem("run", 0, None, 0) is None
+    assert disk_space.warning("run", None, SIZE, 0, max_to_keep=5) is None
 
 
 def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path) -> None:
-    assert preflight.free_bytes(str(tmp_path / "a" / "b")) == preflight.free_bytes(str(tmp_path))
+    assert disk_space.free_bytes(str(tmp_path / "a" / "b")) == disk_space.free_bytes(str(tmp_path))
 
 
 def test_a_full_disk_ends_a_run_before_it_begins(tiny, tmp_path, monkeypatch) -> None:
     params = tiny()
-    size = preflight.checkpoint_bytes(params)
+    size = disk_space.checkpoint_bytes(params)
     assert size is not None
     free = {"bytes": 2 * size - 1}
-    monkeypatch.setattr(preflight, "free_bytes", lambda path: free["bytes"])
+    monkeypatch.setattr(disk_space, "free_bytes", lambda path: free["bytes"])
     with pytest.raises(UserError, match="expected room for 2 more") as caught:
         preflight.check(params, "train_and_eval", str(tmp_path))
     assert estimates.in_words(size) in str(caught.value) and str(tmp_path) in str(caught.value)
