@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import machine, transfer_report
+from benchmarks import machine, markdown_part, transfer_report
 from benchmarks.transfer_report import PRETRAINED, RANDOM, Arm, Task
 from official_bert import configuration, demo, report, run_summary
 from tfrecords import command, files
@@ -31,6 +31,7 @@ from tfrecords.errors import UserError
 
 PHASES = ("bert_mini_phase1.yaml", "bert_mini_phase2.yaml")
 SEQ_LENGTHS = (128, 256)
+_MODULE = "benchmarks.transfer"
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("work_dir", "transfer", "Folder of all runs.", flag_values=FLAGS)
@@ -46,13 +47,13 @@ flags.DEFINE_string("phase2", PHASES[1], "Recipe of phase 2, length 256.", flag_
 flags.DEFINE_integer("vocab_size", 8192, "As the recipes have it.", flag_values=FLAGS)
 flags.DEFINE_string("seeds", "3", "As `finetune` takes it.", flag_values=FLAGS)
 flags.DEFINE_list(
-    "sst2_learning_rates", ["1e-3"], "Rates tried from both starting points.", flag_values=FLAGS
+    "sst2_learning_rates", ["3e-4"], "Rates tried from both starting points.", flag_values=FLAGS
 )
 flags.DEFINE_list(
-    "squad_learning_rates", ["1e-3"], "Rates tried from both starting points.", flag_values=FLAGS
+    "squad_learning_rates", ["3e-4"], "Rates tried from both starting points.", flag_values=FLAGS
 )
 flags.DEFINE_float("sst2_epochs", 1.0, "Passes over SST-2.", flag_values=FLAGS)
-flags.DEFINE_float("squad_epochs", 2.0, "Passes over the SQuAD file.", flag_values=FLAGS)
+flags.DEFINE_float("squad_epochs", 1.0, "Passes over the SQuAD file.", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "Writes OUTPUT.json.", flag_values=FLAGS)
 flags.DEFINE_string(
     "document", None, "Markdown file whose generated part is replaced.", flag_values=FLAGS
@@ -101,9 +102,12 @@ def pretraining_stages(layout: demo.Layout, flag_values: flags.FlagValues) -> li
     ]
 
 
-def _start(layout: demo.Layout, starting_point: str, phase2: str) -> list[str]:
+def _start(layout: demo.Layout, starting_point: str, phase2: str, task: str) -> list[str]:
     if starting_point == PRETRAINED:
-        return [f"--init_checkpoint={layout.path('pretrained', 'phase2')}"]
+        # From random weights the pooler is new anyway; the one that learnt next sentences in a
+        # short run is saturated.
+        new_pooler = ["--new_pooler"] if task == "sst2" else []
+        return [f"--init_checkpoint={layout.path('pretrained', 'phase2')}", *new_pooler]
     return [f"--config_file={phase2}", f"--vocab_file={layout.path('vocab.txt')}", "--lower_case"]
 
 
@@ -130,7 +134,7 @@ def finetuning_stages(layout: demo.Layout, flag_values: flags.FlagValues) -> lis
             arguments=[
                 *arguments,
                 f"--seeds={flag_values.seeds}",
-                *_start(layout, starting_point, flag_values.phase2),
+                *_start(layout, starting_point, flag_values.phase2, task),
                 f"--model_dir={layout.path(f'{task}_{starting_point}')}",
             ],
         )
@@ -195,12 +199,9 @@ def read_phase(layout: demo.Layout, number: int) -> dict[str, Any]:
 def _check_document(path: str) -> None:
     """Before the hours that it takes to have something to write there."""
     try:
-        transfer_report.with_table(pathlib.Path(path).read_text(encoding="utf-8"), "")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--document {path} cannot take the table: {error}; expected a file with the lines "
-            f"{transfer_report.BEGIN} and {transfer_report.END}"
-        ) from error
+        markdown_part.replaced(pathlib.Path(path).read_text(encoding="utf-8"), _MODULE, "")
+    except (OSError, UserError) as error:
+        raise UserError(f"--document {path} cannot take the table: {error}") from error
 
 
 def body(flag_values: flags.FlagValues) -> None:
@@ -217,7 +218,7 @@ def body(flag_values: flags.FlagValues) -> None:
         if not (stage.output and pathlib.Path(stage.output).exists()):
             demo.run_stage(stage, layout.log)
     figures = {
-        **machine.heading("benchmarks.transfer"),
+        **machine.heading(_MODULE),
         "processor": machine.processor(),
         "versions": machine.versions(_PACKAGES),
         "stages": [
@@ -234,8 +235,8 @@ def body(flag_values: flags.FlagValues) -> None:
     if flag_values.output:
         files.write_text(f"{flag_values.output}.json", json.dumps(figures, indent=2) + "\n")
     if flag_values.document:
-        document = pathlib.Path(flag_values.document).read_text(encoding="utf-8")
-        files.write_text(flag_values.document, transfer_report.with_table(document, text))
+        old = pathlib.Path(flag_values.document).read_text(encoding="utf-8")
+        files.write_text(flag_values.document, markdown_part.replaced(old, _MODULE, text))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

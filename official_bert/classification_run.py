@@ -37,18 +37,20 @@ from tfrecords.errors import UserError
 from tfrecords.vocabulary import Vocabulary
 
 GLUE, CLASSIFY = "glue", "classify"
-_GROUPING = ("micro_batch_size", "num_lengths")
+_SHARED = ("new_pooler", "micro_batch_size", "num_lengths")
 # The flags that only these tasks have.
 OWN_FLAGS = {
-    GLUE: ("glue_task", "data_dir", *_GROUPING),
+    GLUE: ("glue_task", "data_dir", *_SHARED),
     CLASSIFY: (
-        "train_file", "dev_file", "text_column", "text_pair_column", "label_column", *_GROUPING,
+        "train_file", "dev_file", "text_column", "text_pair_column", "label_column", *_SHARED,
     ),
 }  # fmt: skip
 SEQ_LENGTH = 128
 # On a CPU, small groups of one length save more than their own cost.
 _CPU_GROUP = 8
-_BEGUN_WITH = ("task.model", "task.train_data", "task.init_checkpoint", "task.labels")
+_BEGUN_WITH = (
+    "task.model", "task.train_data", "task.init_checkpoint", "task.new_pooler", "task.labels",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ class ClassificationSettings:
         text_column: the column of the text.
         text_pair_column: the column of the second text; empty for single texts.
         label_column: the column of the label.
+        new_pooler: whether the pooler is drawn anew, not restored.
         micro_batch_size: rows of a replica's share that have one length; None: chosen by device.
         num_lengths: how many lengths rows are cut to, besides being cut to --seq_length.
 
@@ -79,6 +82,7 @@ class ClassificationSettings:
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
+    new_pooler: bool = False
     micro_batch_size: int | None = None
     num_lengths: int = 4
 
@@ -198,6 +202,7 @@ def config(
         ),
         micro_batch_size=chosen.micro_batch_size or 0,
         num_lengths=chosen.num_lengths,
+        new_pooler=chosen.new_pooler,
         labels=None if data.labels is None else list(data.labels),
         pairs=data.train.second is not None,
         metrics=list(data.metrics),

@@ -58,12 +58,13 @@ class ClassificationDataConfig(config_definitions.DataConfig):
 
 @dataclasses.dataclass
 class ClassificationConfig(sentence_prediction.SentencePredictionConfig):
-    """Model Garden's fields, and six of ours.
+    """Model Garden's fields, and seven of ours.
 
     Attributes:
       seed: draws the new weights and dropout; `train_data.seed` draws the order of the rows.
       micro_batch_size: rows of each replica's share that have one length; 0 takes all of them.
       num_lengths: how many static lengths there are.
+      new_pooler: whether the pooler is drawn anew, instead of restored with the encoder.
       labels: the classes by their numbers; None where a number is predicted.
       pairs: whether each row has a second text.
       metrics: what is scored, names of `classification_scores`.
@@ -72,6 +73,7 @@ class ClassificationConfig(sentence_prediction.SentencePredictionConfig):
     seed: int = 0
     micro_batch_size: int = 0
     num_lengths: int = 4
+    new_pooler: bool = False
     labels: list[str] | None = None
     pairs: bool = False
     metrics: list[str] = dataclasses.field(default_factory=lambda: [scores.ACCURACY])
@@ -202,10 +204,13 @@ class ClassificationTask(sentence_prediction.SentencePredictionTask):
         )
 
     def initialize(self, model: tf_keras.Model) -> None:
-        """Restores the whole encoder, pooler included, from `init_checkpoint` where it is set."""
+        """Restores the encoder from `init_checkpoint` where it is set, its pooler if it may."""
         if self.task_config.init_checkpoint:
             encoder = model.checkpoint_items["encoder"]
+            drawn = encoder.pooler_layer.get_weights()
             checkpoints.restore_encoder(self.task_config.init_checkpoint, encoder)
+            if self.task_config.new_pooler:
+                encoder.pooler_layer.set_weights(drawn)
         if self._keep is not None:
             self._keep()
 

@@ -124,6 +124,10 @@ flags.DEFINE_bool(
     "strict", False, "squad: refuse answers that do not stand where the file says.",
     flag_values=FLAGS,
 )  # fmt: skip
+flags.DEFINE_bool(
+    "new_pooler", False, "glue, classify: draw the pooler anew instead of restoring the one that "
+    "pretraining trained for next sentences.", flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_integer(
     "num_lengths", 4, "glue, classify: static lengths that rows are cut to; 1: --seq_length or "
     "the longest row, whichever is less.", flag_values=FLAGS,

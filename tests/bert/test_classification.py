@@ -293,6 +293,30 @@ def test_the_whole_encoder_starts_from_the_checkpoint(folder: pathlib.Path) -> N
     assert len(task.trained_variables(model)) == len(encoder.trainable_variables) + 2
 
 
+def test_a_new_pooler_is_drawn_and_all_else_restored(folder: pathlib.Path) -> None:
+    start = starting_point.find(str(folder / "pretraining"))
+    encoders = []
+    for new_pooler in (False, True):
+        config = classification_task.ClassificationConfig(
+            init_checkpoint=start.checkpoint, labels=["0", "1"], new_pooler=new_pooler
+        )
+        config.model.encoder, config.model.num_classes = start.encoder, 2
+        task = classification_task.ClassificationTask(config)
+        tf_keras.utils.set_random_seed(7)
+        model = task.build_model()
+        encoder = model.checkpoint_items["encoder"]
+        drawn = encoder.pooler_layer.get_weights()
+        task.initialize(model)
+        encoders.append(encoder)
+    for was, now in zip(drawn, encoder.pooler_layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(was, now)
+    poolers = {id(variable) for each in encoders for variable in each.pooler_layer.variables}
+    for one, other in zip(*(each.variables for each in encoders), strict=True):
+        if id(one) not in poolers:
+            np.testing.assert_array_equal(one.numpy(), other.numpy())
+    assert not np.array_equal(*(each.pooler_layer.kernel.numpy() for each in encoders))
+
+
 def test_lengths_groups_and_replicas_change_nothing(folder: pathlib.Path) -> None:
     cuts = {
         "whole": ["--num_lengths=1", "--micro_batch_size=0"],
