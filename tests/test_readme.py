@@ -38,12 +38,6 @@ def test_the_keras_example_compiles_a_model_that_learns() -> None:
     assert model.optimizer is optimizer and int(optimizer.iterations) == 2
 
 
-@pytest.mark.parametrize(("document", "target"), named(r"\]\(([^)#]+)\)"))
-def test_links_into_the_tree_exist(document: str, target: str) -> None:
-    if not target.startswith("https://"):
-        assert ((ROOT / document).parent / target).exists()
-
-
 @pytest.mark.parametrize("recipe", sorted(set(re.findall(r"=(\w+\.yaml)", README))))
 def test_recipes_are_packaged(recipe: str) -> None:
     assert pathlib.Path(official_bert.configuration.find_config(recipe)).is_file()
