@@ -30,6 +30,7 @@ from benchmarks.data_contenders import (
     STORED,
     Job,
 )
+from benchmarks.data_rates_report import markdown
 from tfrecords import command, inspect, schema
 from tfrecords.manifest import Manifest
 from tfrecords.vocabulary import Vocabulary
@@ -41,15 +42,6 @@ flags.DEFINE_string("output", None, "Writes OUTPUT.json.", flag_values=FLAGS)
 
 _MAKERS = (MODEL_GARDEN, STORED, DYNAMIC)
 _ALL_ROWS = 10**9
-_PERCENT = {
-    "masked": "masked, of what may be",
-    "shown_as_mask": "of those: [MASK]",
-    "shown_as_original": "the token itself",
-    "shown_as_another": "another token",
-    "random_next": "random next",
-    "fill": "fill",
-    "under_half_full": "rows under half full",
-}
 
 
 def body(flag_values: flags.FlagValues) -> None:
@@ -131,37 +123,6 @@ def counted(rows: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> dict[str,
         "full_rows": float(is_full.mean()),
         "masks_per_full_row": float(masks[is_full].mean()) if is_full.any() else None,
     }
-
-
-def markdown(figures: dict[str, Any]) -> str:
-    """A table for each length, a column for each maker."""
-    tables = []
-    for seq_length in figures["max_predictions_per_seq"]:
-        rows = [row for row in figures["rows"] if row["seq_length"] == int(seq_length)]
-        lines = [
-            [f"length {seq_length}", *(row["maker"] for row in rows)],
-            ["---", *("---:" for _ in rows)],
-            ["rows", *(f"{row['rows']:,}" for row in rows)],
-        ]
-        lines += [
-            [title, *(f"{100 * row[name]:.2f} %" for row in rows)]
-            for name, title in _PERCENT.items()
-        ]
-        lines += [
-            ["full rows", *(f"{100 * row['full_rows']:.2f} %" for row in rows)],
-            ["masks in a full row, mean", *(_mean(row["masks_per_full_row"]) for row in rows)],
-            [
-                "tokens: least, deciles, most",
-                *(" ".join(map(str, row["length_deciles"])) for row in rows),
-            ],
-        ]
-        tables.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
-    tables += [f"not measured: {name}: {why}" for name, why in figures["not_measured"].items()]
-    return "\n\n".join(tables)
-
-
-def _mean(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

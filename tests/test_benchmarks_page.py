@@ -1,0 +1,270 @@
+"""The page of the benchmarks: fixed results to Markdown, what it refuses, and `--check`."""
+
+import json
+import pathlib
+import re
+import subprocess
+from typing import Any
+
+import pytest
+
+from benchmarks import exactness_report, page, page_sections, page_study, page_tables
+from tests.figures import ROOT
+from tfrecords.errors import UserError
+
+READ_ME = ROOT / "benchmarks" / "README.md"
+WHERE: dict[str, Any] = {
+    "date": "2000-01-02T03:04:05+00:00",
+    "command": "python -m benchmarks.update_step --rounds=3",
+    "processor": "Some CPU, 2 cores",
+    "versions": {"python": "3.11.7", "tensorflow": "2.20.0"},
+}
+
+
+def row(seconds: list[float], lans: float) -> dict[str, Any]:
+    median, best = sorted(seconds)[1], min(seconds)
+    return {
+        "median_ms": 1e3 * median,
+        "best_ms": 1e3 * best,
+        "all_ms": [1e3 * s for s in seconds],
+        "median_over_lans": median / lans,
+        "best_over_lans": best / lans,
+        "median_over_floor": 2.5,
+        "best_over_floor": 2.0,
+        "first_s": 1.25,
+        "peak_over_state": 1.125,
+    }
+
+
+UPDATE_STEP = {
+    **WHERE,
+    "model": "bert_tiny",
+    "blocks": 46,
+    "parameters": 4_400_000,
+    "rounds": 3,
+    "groups": [
+        {
+            "tf_lans LANS, Keras 3": row([0.1, 0.1, 0.12], 0.1),
+            "Keras Lamb, jit": row([0.15, 0.2, 0.25], 0.1),
+            "tensorflow-addons LAMB": {"not_measured": "no module | found\nhere"},
+            "floor": {"bandwidth_gb_per_s": 10.0, "best_ms": 40.0, "median_ms": 40.0},
+        },
+        {
+            "tf_lans LANS, Keras 3": row([0.2, 0.2, 0.2], 0.2),
+            "torch AdamW, fused": row([0.05, 0.1, 0.1], 0.2),
+            "floor": {"bandwidth_gb_per_s": 10.0, "best_ms": 40.0, "median_ms": 40.0},
+        },
+    ],
+}
+
+
+@pytest.fixture
+def results(tmp_path: pathlib.Path) -> pathlib.Path:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "update_step_bert_tiny.json").write_text(json.dumps(UPDATE_STEP))
+    (folder / "update_step_bert_tiny.png").write_bytes(b"")
+    return folder
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of all tables."""
+    lines = [line.strip("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")] for line in lines]
+
+
+def test_a_section_is_what_its_json_says(results: pathlib.Path) -> None:
+    text = page.page(results, results.parent / "docs" / "page.md")
+    assert re.findall("^##? .*", text, re.MULTILINE) == [
+        "# Benchmarks",
+        "## The update step on a CPU: bert_tiny",
+    ]
+    assert (
+        "\n2000-01-02; Some CPU, 2 cores; python 3.11.7, tensorflow 2.20.0:\n\n"
+        "```sh\npython -m benchmarks.update_step --rounds=3\n```\n"
+    ) in text
+    same = ["2.50", "1.2", "1.12"]
+    assert cells(text)[2:] == [
+        ["torch AdamW, fused", "2", "0.50", "0.25 to 0.50", "0.25", "100", *same],
+        ["tf_lans LANS, Keras 3", "1", "1.00", "1.00 to 1.20", "1.00", "100", *same],
+        ["tf_lans LANS, Keras 3", "2", "1.00", "1.00 to 1.00", "1.00", "200", *same],
+        ["Keras Lamb, jit", "1", "2.00", "1.50 to 2.50", "1.50", "200", *same],
+    ]
+    assert "Not measured:\n\n- tensorflow-addons LAMB: no module | found here\n" in text
+    assert "![update step bert tiny](../results/update_step_bert_tiny.png)" in text
+
+
+def test_results_that_are_not_there_are_left_out_and_more_come_in_order(
+    results: pathlib.Path,
+) -> None:
+    quick = {
+        **WHERE,
+        "backend": "tensorflow",
+        "examples": 256,
+        "batches": [16, 64],
+        "methods": 9,
+        "runs": 56,
+        "diverged": 1,
+        "seconds": 12.5,
+    }
+    (results / "large_batch_quick.json").write_text(json.dumps(quick))
+    commit = {**UPDATE_STEP, "model": "bert_base", "commit": "abc1234"}
+    (results / "update_step_bert_base.json").write_text(json.dumps(commit))
+    (results / "version_matrix.json").write_text("{}")
+    text = page.page(results, results / "page.md")
+    assert re.findall("^## .*", text, re.MULTILINE) == [
+        "## The update step on a CPU: bert_base",
+        "## The update step on a CPU: bert_tiny",
+        "## The large-batch study, quick",
+    ]
+    assert "; commit abc1234; python" in text
+    assert "56 runs of 256 examples, 9 methods at batches of 16 and 64" in text
+
+
+def test_check_says_whether_the_document_is_current(
+    results: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = results.parent / "page.md"
+    flags = [f"--results={results}", f"--output={document}"]
+    assert page.main([*flags, "--check"]) == 2 and not document.exists()
+    assert page.main(flags) == 0
+    assert page.main([*flags, "--check"]) == 0
+    assert "is what the results say" in capsys.readouterr().out
+    typed = document.read_text().replace("0.50", "0.40")
+    document.write_text(typed)
+    assert page.main([*flags, "--check"]) == 2 and document.read_text() == typed
+    error = capsys.readouterr().err
+    assert "write it by python -m benchmarks.page" in error and error.count("\n") == 1
+    assert page.main(flags) == 0 and document.read_text() != typed
+    assert {path.name for path in results.parent.iterdir()} == {"page.md", "results"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("notes.json", "{}", "belongs to no section"),
+        ("data.json", "{", "is no JSON"),
+        ("data.json", "[]", "no JSON object"),
+        ("data.json", "{}", "is not what .* takes"),
+        ("train_step.json", json.dumps(UPDATE_STEP), "is not what .* takes"),
+        ("large_batch.jsonl", "nonsense\n{}\n", "line 1 is no record"),
+    ],
+)
+def test_files_that_are_no_results_are_named(
+    name: str, content: str, told: str, results: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (results / name).write_text(content)
+    output = results.parent / "page.md"
+    assert page.main([f"--results={results}", f"--output={output}"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(told, error) and name in error and error.count("\n") == 1
+    assert not output.exists()
+
+
+def test_an_empty_folder_is_told(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match="make benchmarks"):
+        page.page(tmp_path, tmp_path / "page.md")
+
+
+def test_every_result_in_the_tree_has_its_ratios_on_the_page() -> None:
+    """Read from the JSON by another path than the page's."""
+    text = page.page(page.RESULTS, page.DOCUMENT)
+    rows = cells(text)
+    update = json.loads((page.RESULTS / "update_step_bert_base.json").read_text())
+    for number, group in enumerate(update["groups"], start=1):
+        for name, each in group.items():
+            if "median_over_lans" in each:
+                ratio = f"{each['median_ms'] / group['tf_lans LANS, Keras 3']['median_ms']:.2f}"
+                assert [name, str(number), ratio] in [found[:3] for found in rows]
+    train = json.loads((page.RESULTS / "train_step.json").read_text())
+    for target in train["targets"]:
+        verdict = "met" if target["measured"] >= target["bound"] else "missed"
+        (found,) = [found for found in rows if found[0] == target["name"]]
+        assert found[2:] == [f"{target['measured']:.2f}", verdict]
+    data = json.loads((page.RESULTS / "data.json").read_text())
+    peer = {each["cores"]: each for each in data["building"] if each["contender"] == "Model Garden"}
+    for each in data["building"]:
+        rate = each["mb_per_s"] / each["cores"] / peer[1]["mb_per_s"]
+        wanted = [each["contender"], each["makes"], str(each["cores"]), f"{rate:.1f}"]
+        assert wanted in [found[:4] for found in rows]
+    for path in page.RESULTS.glob("*.png"):
+        if not path.with_suffix(".json").exists() or path.stem == "version_matrix":
+            continue
+        assert f"](../benchmarks/results/{path.name})" in text
+
+
+def test_links_lead_to_sections_of_the_documentation() -> None:
+    headings = re.findall("^## (.*)", READ_ME.read_text(encoding="utf-8"), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+    text = page.page(page.RESULTS, page.DOCUMENT)
+    linked = set(re.findall(r"benchmarks/README\.md#([\w-]+)", text))
+    assert linked and linked <= anchors
+    assert {section.anchor for section in page_sections.SECTIONS} <= anchors
+
+
+def commands(target: str, *variables: str) -> list[tuple[str, list[str]]]:
+    """The modules that a target of the Makefile runs, with the names of their flags."""
+    printed = subprocess.run(
+        ["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.replace("\\\n", " ")
+    lines = re.findall(r"python -m (benchmarks\.\w+)(.*)", printed)
+    return [(module, re.findall(r"--(\w+)", arguments)) for module, arguments in lines]
+
+
+@pytest.mark.parametrize(("target", "last"), [("benchmarks", 8), ("study", 2), ("transfer", 2)])
+def test_targets_name_flags_that_there_are(target: str, last: int) -> None:
+    found = commands(target, "CORPUS=text.txt", "BUDGET_HOURS=2")
+    assert len(found) == last and found[-1] == ("benchmarks.page", [])
+    for module, names in found:
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        for name in names:
+            peers = name.endswith("_python")  # defined in a loop
+            assert peers or re.search(rf'DEFINE_\w+\(\s*"{name}"', source), (module, name)
+
+
+def record(batch: int, diverged: bool = False, study: str = "s") -> dict[str, Any]:
+    sizes = {"layers": 2, "width": 128}
+    return {
+        "kind": "run",
+        "study": study,
+        "run": f"{batch}",
+        "seconds": 1800.0,
+        "settings": {"batch": batch, "method": "AdamW"},
+        "diverged": diverged,
+        "common": {"backend": "jax", "model": "", "sizes": sizes, "examples": 4096},
+        **{key: WHERE[key] for key in ("date", "processor", "versions")},
+    }
+
+
+def test_the_study_is_counted(tmp_path: pathlib.Path) -> None:
+    records = [record(16), record(4096, diverged=True), record(16, study="t")]
+    variance = {"kind": "variance", "study": "s"}
+    (text,) = page_tables.study([variance, *records])
+    first, second = cells(text)[2:]
+    assert first[2:] == ["BERT, 2 layers, 128 wide", "16, 4,096", "4,096", "2", "1", "1.0"]
+    assert second[3:] == ["16", "4,096", "1", "0", "0.5"]
+    summary = page_study.summary([variance, *records[:2]])
+    assert (summary["runs"], summary["diverged"], summary["batches"]) == (2, 1, [16, 4096])
+    with pytest.raises(UserError, match="of one study"):
+        page_study.summary(records)
+
+    lines = tmp_path / "results.jsonl"
+    lines.write_text("".join(json.dumps(each) + "\n" for each in records[:2]))
+    output = tmp_path / "large_batch_quick"
+    assert page_study.main([f"--records={lines}", f"--output={output}"]) == 0
+    assert json.loads(output.with_suffix(".json").read_text()) == summary
+
+
+def test_imports_are_over_tensorflows() -> None:
+    row = {"median_over_tensorflow": 1.0625, "processor_over_tensorflow": 1.05, "median_s": 2.0}
+    figures = {"programs": {"import x": {**row, "all_s": [1.9, 2.0, 2.5]}}, "target": 1.2}
+    _, text = page_tables.import_time({**figures, "rounds": 3})
+    assert cells(text)[2] == ["`import x`", "1.062", "1.050", "2.00", "1.90 to 2.50"]
+
+
+def test_exactness_has_its_own_table(tmp_path: pathlib.Path) -> None:
+    part = {**WHERE, "cases": []}
+    (tmp_path / "exactness.json").write_text(json.dumps({"coverage": part}))
+    text = page.page(tmp_path, tmp_path / "page.md")
+    assert exactness_report.table({"coverage": part}).strip() in text
+    assert f"```sh\n{WHERE['command']}\n```" in text
