@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 from typing import Any
 
@@ -39,7 +40,8 @@ class DiagnosticsCallback:
         max_skipped_steps: how many steps in a row may be skipped, at least 1; None never stops.
         interval: steps (updates and skipped ones) between two looks, at least 1. A look reads all
             weights and moments once; at the default its cost is below 2 % of the updates'.
-        log_dir: a folder for TensorBoard's event files, or None.
+        log_dir: a folder for TensorBoard's event files, or None. They take TensorFlow and the
+            package tensorboard.
 
     Attributes:
         history: a list of dictionaries, one for each look: "step" (updates made) and the scalars
@@ -48,6 +50,7 @@ class DiagnosticsCallback:
     Raises:
         TypeError: an argument of the wrong type; in `fit`, an optimizer of another package.
         ValueError: an argument below 1.
+        ImportError: `log_dir` is given, and the package tensorboard is not installed.
 
     Example:
         >>> model = keras.Sequential([keras.layers.Dense(1)])
@@ -72,6 +75,12 @@ class DiagnosticsCallback:
             hyperparameters.integer("max_skipped_steps", max_skipped_steps, minimum=1)
         self.max_skipped_steps = max_skipped_steps
         self.interval = hyperparameters.integer("interval", interval, minimum=1)
+        # `tf.summary` writes by it; TensorFlow brings it along up to 2.20.
+        if log_dir is not None and importlib.util.find_spec("tensorboard") is None:
+            raise ImportError(
+                f"log_dir={log_dir!r}: writing for TensorBoard takes the package tensorboard, "
+                "which is not installed: pip install tensorboard"
+            )
         self.log_dir = log_dir
         self.history: list[dict[str, float]] = []
         self._looked_at = 0

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 import pytest
 import tensorflow as tf
-from official.nlp.data import pretrain_dataloader
 
 import tfrecords
+from tests.data import model_garden
 from tests.data.test_reader import fingerprints
 from tfrecords import adopt, inspect, schema, verify
 from tfrecords.manifest import Manifest, Shard
@@ -45,6 +45,7 @@ def theirs(
     corpus_dir: pathlib.Path, vocab_file: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
     """A folder with a folder of shards of each kind, which Model Garden's script wrote."""
+    model_garden.module("official")
     folder = tmp_path_factory.mktemp("theirs")
     for kind in KINDS:
         (folder / kind).mkdir()
@@ -79,9 +80,10 @@ def state(folder: pathlib.Path) -> dict[str, tuple[str, int]]:
 
 def loaded(folder: pathlib.Path, is_v2: bool) -> list[bytes]:
     """What Model Garden's own loader reads, a file at a time: it has its own order of files."""
+    loader = model_garden.module("official.nlp.data.pretrain_dataloader")
     found = []
     for path in sorted(folder.iterdir()):
-        config = pretrain_dataloader.BertPretrainDataConfig(
+        config = loader.BertPretrainDataConfig(
             input_path=str(path),
             global_batch_size=1,
             is_training=False,
@@ -89,13 +91,13 @@ def loaded(folder: pathlib.Path, is_v2: bool) -> list[bytes]:
             max_predictions_per_seq=PREDICTIONS,
             use_v2_feature_names=is_v2,
         )
-        found += fingerprints(pretrain_dataloader.BertPretrainDataLoader(config).load())
+        found += fingerprints(loader.BertPretrainDataLoader(config).load())
     return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_model_garden_wrote_reads_as_its_own_loader_reads_it(
-    theirs: pathlib.Path, vocab_file: pathlib.Path, tmp_path: pathlib.Path, kind: str, capfd
+    theirs: pathlib.Path, vocab_file: pathlib.Path, tmp_path: pathlib.Path, kind: str, capsys
 ) -> None:
     before = state(theirs)
     assert run(theirs / kind / "*.tfrecord", vocab_file, tmp_path / "d") == 0
@@ -103,7 +105,7 @@ def test_what_model_garden_wrote_reads_as_its_own_loader_reads_it(
     names, _, compression = kind.partition("-")
     # Their loader takes no GZIP; the plain files of the same run hold the same examples.
     expected = loaded(theirs / names, names == "v2")
-    assert f"{len(expected):,} examples in {FILES} shards" in capfd.readouterr().out
+    assert f"{len(expected):,} examples in {FILES} shards" in capsys.readouterr().out
 
     ours = tfrecords.read(tmp_path / "d", seq_length=LENGTH, global_batch_size=16, training=False)
     rows = [row for row in fingerprints(ours) if any(row)]
@@ -121,7 +123,7 @@ def test_what_model_garden_wrote_reads_as_its_own_loader_reads_it(
 
     assert verify.main([f"--input_dir={tmp_path / 'd'}"]) == 0
     assert inspect.main([f"--input_dir={tmp_path / 'd'}"]) == 0
-    assert f"{len(expected):,} rows of {LENGTH} tokens" in capfd.readouterr().out
+    assert f"{len(expected):,} rows of {LENGTH} tokens" in capsys.readouterr().out
 
 
 TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fox", "runs", "dog", ".")
@@ -345,12 +347,12 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_refusals(place: pathlib.Path, capfd: pytest.CaptureFixture, name: str) -> None:
+def test_refusals(place: pathlib.Path, capsys: pytest.CaptureFixture, name: str) -> None:
     change, arguments, message = REFUSALS[name]
     change(place)
     before = state(place)
     assert run_in(place, *arguments) == 2
-    error = capfd.readouterr().err
+    error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -358,13 +360,13 @@ def test_refusals(place: pathlib.Path, capfd: pytest.CaptureFixture, name: str) 
     assert not (place / "d").exists()
 
 
-def test_a_file_in_both_splits_is_refused(place: pathlib.Path, capfd) -> None:
+def test_a_file_in_both_splits_is_refused(place: pathlib.Path, capsys) -> None:
     assert run_in(place, f"--eval_input={place}/in/1.tfrecord") == 2
-    assert "in/1.tfrecord is in --input and in --eval_input" in capfd.readouterr().err
+    assert "in/1.tfrecord is in --input and in --eval_input" in capsys.readouterr().err
     assert not (place / "d").exists()
 
 
-def test_two_splits(place: pathlib.Path, capfd) -> None:
+def test_two_splits(place: pathlib.Path, capsys) -> None:
     write(place / "held-out.tfrecord", rows(3))
     assert run_in(place, f"--eval_input={place}/held-out.tfrecord", "--nolower_case") == 0
     manifest = Manifest.load(place / "d")
@@ -374,7 +376,7 @@ def test_two_splits(place: pathlib.Path, capfd) -> None:
     assert manifest.sequences[LENGTH].splits["eval"].random_next == 1
     assert manifest.identity["adopted"]["input"] == "../in/*"
     assert manifest.identity["adopted"]["eval_input"] == "../held-out.tfrecord"
-    out = capfd.readouterr().out
+    out = capsys.readouterr().out
     assert "train: 2 shards can be dealt out to 1 or 2 workers; for more" in out
     assert "eval: 1 shard can be dealt out to 1 worker; for more" in out
     assert "warning" not in out
@@ -426,23 +428,23 @@ def test_a_remote_folder_names_local_shards_in_full(place: pathlib.Path) -> None
 
 
 @pytest.mark.parametrize("compression", ["", "GZIP"])
-def test_empty_shards_are_pointed_out(place: pathlib.Path, capfd, compression: str) -> None:
+def test_empty_shards_are_pointed_out(place: pathlib.Path, capsys, compression: str) -> None:
     if compression:
         compress(place)
     write(place / "in" / "2.tfrecord", [], compression)
     (place / "in" / "3.tfrecord").write_bytes(b"")
     assert run_in(place) == 0
-    assert "2 of 4 shards hold no example, the first ../in/2.tfrecord" in capfd.readouterr().out
+    assert "2 of 4 shards hold no example, the first ../in/2.tfrecord" in capsys.readouterr().out
     assert len(once(place / "d")) == 20
     assert verify.main([f"--input_dir={place / 'd'}"]) == 0
 
 
-def test_the_same_again_does_nothing(place: pathlib.Path, capfd) -> None:
+def test_the_same_again_does_nothing(place: pathlib.Path, capsys) -> None:
     assert run_in(place) == 0
     before = state(place)
-    capfd.readouterr()
+    capsys.readouterr()
     assert run_in(place) == 0
-    assert capfd.readouterr().out == f"{place / 'd'} already holds this adoption; nothing to do\n"
+    assert capsys.readouterr().out == f"{place / 'd'} already holds this adoption; nothing to do\n"
     assert state(place) == before
 
 
@@ -472,29 +474,29 @@ def test_what_a_killed_adoption_leaves_is_no_obstacle(place: pathlib.Path) -> No
     ],
 )
 def test_another_adoption_is_kept(
-    place: pathlib.Path, capfd, change, arguments: tuple[str, ...], message: str
+    place: pathlib.Path, capsys, change, arguments: tuple[str, ...], message: str
 ) -> None:
     assert run_in(place) == 0
     change(place)
     before = state(place)
     assert run_in(place, *arguments) == 2
-    error = capfd.readouterr().err
+    error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert state(place) == before
 
 
-def test_other_folders_are_kept(place: pathlib.Path, shards: pathlib.Path, capfd) -> None:
+def test_other_folders_are_kept(place: pathlib.Path, shards: pathlib.Path, capsys) -> None:
     before = state(shards)
     assert run(place / "in" / "*", place / "vocab.txt", shards) == 2
-    assert "holds shards that tfrecords.build wrote" in capfd.readouterr().err
+    assert "holds shards that tfrecords.build wrote" in capsys.readouterr().err
     assert state(shards) == before
     before_in = {path.name for path in (place / "in").iterdir()}
     assert run(place / "in" / "*", place / "vocab.txt", place / "in") == 2
-    assert "give --output_dir a folder of its own" in capfd.readouterr().err
+    assert "give --output_dir a folder of its own" in capsys.readouterr().err
     assert {path.name for path in (place / "in").iterdir()} == before_in
     assert run(place / "in" / "*", place / "vocab.txt", place / "vocab.txt") == 2
-    assert "vocab.txt is a file" in capfd.readouterr().err
+    assert "vocab.txt is a file" in capsys.readouterr().err
 
 
 def test_an_adoption_below_its_shards_can_be_run_again(place: pathlib.Path) -> None:
@@ -504,10 +506,10 @@ def test_an_adoption_below_its_shards_can_be_run_again(place: pathlib.Path) -> N
     assert len(once(folder)) == 20
 
 
-def test_a_cased_vocabulary_is_pointed_out(place: pathlib.Path, capfd) -> None:
+def test_a_cased_vocabulary_is_pointed_out(place: pathlib.Path, capsys) -> None:
     (place / "vocab.txt").write_text("\n".join([*TOKENS, "Fox"]))
     assert run_in(place) == 0
-    assert "pieces with capitals, such as 'Fox'" in capfd.readouterr().out
+    assert "pieces with capitals, such as 'Fox'" in capsys.readouterr().out
 
 
 def sized(*counts: int) -> list[Shard]:

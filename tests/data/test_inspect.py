@@ -136,7 +136,7 @@ def test_few_rows(shards: pathlib.Path, capfd: pytest.CaptureFixture) -> None:
 
 
 def test_damage_is_one_line(
-    shards: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture
+    shards: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = pathlib.Path(shutil.copytree(shards, tmp_path / "copy"))
     path = folder / Manifest.load(folder).shards("train", 32)[0].file
@@ -144,12 +144,12 @@ def test_damage_is_one_line(
     content[-30] ^= 1
     path.write_bytes(bytes(content))
     assert inspect.main([f"--input_dir={folder}"]) == 2
-    error = capfd.readouterr().err
+    error = capsys.readouterr().err
     assert f"{folder} cannot be read ({path}: record " in error
     assert "python -m tfrecords.verify says where" in error
     assert error.count("\n") == 1
 
 
-def test_what_is_not_there_is_named(shards: pathlib.Path, capfd: pytest.CaptureFixture) -> None:
+def test_what_is_not_there_is_named(shards: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     assert inspect.main([f"--input_dir={shards}", "--seq_length=48"]) == 2
-    assert "has no sequence length 48; it has 32, 64" in capfd.readouterr().err
+    assert "has no sequence length 48; it has 32, 64" in capsys.readouterr().err

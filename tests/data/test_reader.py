@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 import tensorflow as tf
-from official.nlp.data import pretrain_dataloader
 
 import tfrecords
+from tests.data import model_garden
 from tests.data.conftest import NUM_SHARDS
 from tfrecords import UserError, reader
 
@@ -135,8 +135,9 @@ def test_train_can_be_read_once_too(shards: pathlib.Path) -> None:
 
 
 def test_model_garden_reads_the_shards(shards: pathlib.Path) -> None:
+    loader = model_garden.module("official.nlp.data.pretrain_dataloader")
     most = tfrecords.Manifest.load(shards).max_predictions_per_seq(LENGTH)
-    config = pretrain_dataloader.BertPretrainDataConfig(
+    config = loader.BertPretrainDataConfig(
         input_path=f"{shards}/train-seq{LENGTH}-*",
         global_batch_size=16,
         is_training=False,
@@ -146,7 +147,7 @@ def test_model_garden_reads_the_shards(shards: pathlib.Path) -> None:
         cycle_length=1,
         drop_remainder=True,
     )
-    theirs = list(pretrain_dataloader.BertPretrainDataLoader(config).load().take(20))
+    theirs = list(loader.BertPretrainDataLoader(config).load().take(20))
     ours = tfrecords.read(shards, seq_length=LENGTH, global_batch_size=16, training=False)
     for their, our in zip(theirs, ours.take(20), strict=True):
         assert set(their) == set(our)

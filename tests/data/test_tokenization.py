@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from official.nlp.tools.tokenization import FullTokenizer
 
+from tests.data import model_garden
 from tfrecords import corpus, tokenization
 from tfrecords.vocabulary import Vocabulary
 
@@ -54,7 +54,8 @@ class Reference:
 
     def __init__(self, vocabulary: Vocabulary, path: pathlib.Path, lower_case: bool) -> None:
         path.write_bytes(vocabulary.content)
-        self._tokenizer = FullTokenizer(str(path), do_lower_case=lower_case)
+        full = model_garden.module("official.nlp.tools.tokenization").FullTokenizer
+        self._tokenizer = full(str(path), do_lower_case=lower_case)
 
     def __call__(self, line: str) -> list[int]:
         return self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(line))

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -192,6 +193,17 @@ def test_the_callback_refuses_what_it_cannot_watch(which: str) -> None:
         package.LargeBatchDiagnostics(max_skipped_steps=0)
     with pytest.raises(ValueError, match="interval=0"):
         package.LargeBatchDiagnostics(interval=0)
+
+
+@BOTH
+def test_the_callback_says_at_once_that_tensorboard_is_missing(
+    which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    make = harness.PACKAGES[which].LargeBatchDiagnostics
+    with pytest.raises(ImportError, match="log_dir='logs': .* pip install tensorboard"):
+        make(log_dir="logs")
+    assert make().log_dir is None
 
 
 def test_the_callback_has_a_home_of_its_own() -> None:
