@@ -95,6 +95,8 @@ benchmarks: $(INSTALLED)
 		--output=$(RESULTS)/train_step_micro_batches
 	$(BIN)/python -m benchmarks.data --output=$(RESULTS)/data $(DATA_PEERS)
 	$(BIN)/python -m benchmarks.data_rates --output=$(RESULTS)/data_rates
+	$(BIN)/python -m benchmarks.exactness --only=coverage,error,cuts --again --output=$(RESULTS)/exactness
+	$(BIN)/python -m benchmarks.import_time --output=$(RESULTS)/import_time
 	$(BIN)/python -m benchmarks.large_batch --quick
 	$(BIN)/python -m benchmarks.page_study --output=$(RESULTS)/large_batch_quick
 	$(BIN)/python -m benchmarks.page

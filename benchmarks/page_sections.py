@@ -69,9 +69,9 @@ SECTIONS = (
         pattern="exactness.json",
         title="What does not depend on the hardware",
         anchor="what-does-not-depend-on-the-hardware",
-        reading="Ours beside stock Model Garden and Keras, in figures that another machine would "
-        "repeat: which examples an epoch draws, how far float32 is from float64, how far a cut "
-        "batch is from a whole one, and what a kill leaves.",
+        reading="Ours beside stock Model Garden and Keras, in figures that are no speeds: which "
+        "examples an epoch draws, how far float32 is from float64, how far a cut batch is from a "
+        "whole one, and what a kill leaves.",
         blocks=_exactness,
         says_where=True,
     ),

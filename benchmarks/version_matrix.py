@@ -87,9 +87,17 @@ def versions(python: str) -> dict[str, str]:
         f"print(json.dumps(machine.versions({_PACKAGES!r})))"
     )
     completed = subprocess.run(
-        [python, "-c", program], cwd=_ROOT, capture_output=True, text=True, check=True
+        [python, "-c", program], cwd=_ROOT, capture_output=True, text=True, check=False
     )
-    return json.loads(completed.stdout)
+    if completed.returncode:
+        last = (completed.stderr.strip().splitlines() or ["no output"])[-1]
+        raise UserError(
+            f"{python} cannot say its packages: {last}; install tf-lans[data,dev] there"
+        )
+    found = json.loads(completed.stdout)
+    if "tensorflow" not in found:
+        raise UserError(f"{python} has no tensorflow; install tf-lans[data,dev] there")
+    return found
 
 
 def text_is_missing(found: dict[str, str]) -> str:
@@ -178,7 +186,15 @@ def table(figures: dict[str, Any]) -> str:
 
 def recorded(path: pathlib.Path) -> dict[str, Any]:
     """What the JSON file has; no environments where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else {"environments": {}}
+    if not path.is_file():
+        return {"environments": {}}
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}; remove it to begin anew") from error
+    if not isinstance(figures, dict) or "environments" not in figures:
+        raise UserError(f"{path} has no environments; expected what this command writes")
+    return figures
 
 
 def documents(root: pathlib.Path = _ROOT) -> list[pathlib.Path]:

@@ -231,6 +231,11 @@ def run(
     start = starting_point.find(
         settings.init_checkpoint, settings.config_file, settings.vocab_file, settings.lower_case
     )
+    if chosen.new_pooler and not settings.init_checkpoint:
+        raise UserError(
+            "--new_pooler without --init_checkpoint: from random weights the pooler is new anyway; "
+            "leave it out, or give --init_checkpoint"
+        )
     data = read(chosen)
     task_config = config(settings, chosen, start, data)
     params = finetune_plan.experiment(settings, task_config, settings.steps(len(data.train)))

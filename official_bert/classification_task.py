@@ -207,7 +207,8 @@ class ClassificationTask(sentence_prediction.SentencePredictionTask):
         """Restores the encoder from `init_checkpoint` where it is set, its pooler if it may."""
         if self.task_config.init_checkpoint:
             encoder = model.checkpoint_items["encoder"]
-            drawn = encoder.pooler_layer.get_weights()
+            if self.task_config.new_pooler:
+                drawn = encoder.pooler_layer.get_weights()
             checkpoints.restore_encoder(self.task_config.init_checkpoint, encoder)
             if self.task_config.new_pooler:
                 encoder.pooler_layer.set_weights(drawn)

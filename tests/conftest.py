@@ -26,5 +26,5 @@ def _seeded() -> None:
 def shared_data() -> pathlib.Path:
     """The folder of real corpora beside the checkout; tests that need it skip elsewhere."""
     if not SHARED_DATA.is_dir():
-        pytest.skip(f"real corpora are absent: {SHARED_DATA} is not a folder")
+        pytest.skip("real corpora are absent: no ../shared/data beside the checkout")
     return SHARED_DATA

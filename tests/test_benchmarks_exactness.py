@@ -222,9 +222,9 @@ def test_chains_are_counted_from_pytests_report(monkeypatch) -> None:
         <testcase name="test_a_killed_run[saves]" time="1"><skipped>x</skipped></testcase>
     </testsuite></testsuites>"""
     rows = exactness_kills.rows_of(report, names)
-    assert [row["chain"] for row in rows] == names
-    assert [row["bit_equal"] for row in rows] == [True, False, False, False]
-    assert [row["workers"] for row in rows] == [1, 2, 1, 1]
+    assert [row["chain"] for row in rows] == ["steps", "a peer"], "only those that ran"
+    assert [row["bit_equal"] for row in rows] == [True, False]
+    assert [row["workers"] for row in rows] == [1, 2]
     assert rows[0]["kills"] == len(test_kill.CHAINS["steps"].kills) and rows[0]["seconds"] == 60.0
 
 

@@ -211,7 +211,7 @@ def commands(target: str, *variables: str) -> list[tuple[str, list[str]]]:
     return [(module, re.findall(r"--(\w+)", arguments)) for module, arguments in lines]
 
 
-@pytest.mark.parametrize(("target", "last"), [("benchmarks", 8), ("study", 2), ("transfer", 2)])
+@pytest.mark.parametrize(("target", "last"), [("benchmarks", 10), ("study", 2), ("transfer", 2)])
 def test_targets_name_flags_that_there_are(target: str, last: int) -> None:
     found = commands(target, "CORPUS=text.txt", "BUDGET_HOURS=2")
     assert len(found) == last and found[-1] == ("benchmarks.page", [])

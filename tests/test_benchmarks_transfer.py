@@ -100,7 +100,7 @@ def test_text_to_a_table(tmp_path, capfd) -> None:
         (tmp_path / f"phase{number}.yaml").write_text(yaml.safe_dump(recipe))
     arguments = [
         *(f"--work_dir={tmp_path / 'work'}", f"--corpus={tmp_path / 'text.txt'}"),
-        *("--vocab_size=1024", "--seeds=2", "--squad_epochs=1"),
+        *("--vocab_size=1024", "--seeds=2", "--squad_learning_rates=1e-3"),
         *(f"--phase{number}={tmp_path / f'phase{number}.yaml'}" for number in (1, 2)),
         *(f"--squad_{part}={tmp_path / 'squad.json'}" for part in ("train", "dev")),
         *(f"--output={tmp_path / 'out'}", f"--document={tmp_path / 'document.md'}"),

@@ -97,8 +97,11 @@ def test_what_is_known_is_written_without_running(
 
 def test_what_is_recorded_passed() -> None:
     """That the documents say so is held by tests/test_figures.py, as of all generated parts."""
-    figures = version_matrix.recorded(ROOT / version_matrix.RESULTS)
+    assert ROOT / "README.md" in version_matrix.documents()
+    path = ROOT / version_matrix.RESULTS
+    if not path.is_file():
+        pytest.skip(f"no {version_matrix.RESULTS}: make test-matrix has not been run to its end")
+    figures = version_matrix.recorded(path)
     assert version_matrix.failures(figures) == []
     for found in figures["environments"].values():
         assert set(found["suites"]) == set(version_matrix.SUITES)
-    assert ROOT / "README.md" in version_matrix.documents()

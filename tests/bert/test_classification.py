@@ -563,6 +563,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         (["--glue_task=rte", "--data_dir={root}"], "no train.tsv in"),
         (["--glue_task=wnli", "--data_dir={root}"], "wnli"),
         (["--glue_task=mrpc", "--data_dir={root}", "--train_file=a"], "--train_file: not read by"),
+        (["--glue_task=mrpc", "--data_dir={root}", "--new_pooler"], "without --init_checkpoint"),
     ],
 )
 def test_bad_glue_input_is_one_line(
