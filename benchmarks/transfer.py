@@ -217,8 +217,10 @@ def body(flag_values: flags.FlagValues) -> None:
         print(f"== {stage.title}", flush=True)
         if not (stage.output and pathlib.Path(stage.output).exists()):
             demo.run_stage(stage, layout.log)
+    heading = machine.heading(_MODULE)
     figures = {
-        **machine.heading(_MODULE),
+        **heading,
+        "command": heading["command"].replace(layout.root, "WORK_DIR"),
         "processor": machine.processor(),
         "versions": machine.versions(_PACKAGES),
         "stages": [
