@@ -11,7 +11,6 @@ take turns on what our builds left.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import sys
@@ -29,6 +28,7 @@ from benchmarks import (
     data_text,
     data_turns,
     machine,
+    whole_files,
 )
 from tfrecords import command
 
@@ -82,8 +82,8 @@ def body(flag_values: flags.FlagValues) -> None:
         figures = report(flag_values, work_dir)
     print(data_report.table(figures))
     if flag_values.output is not None:
-        pathlib.Path(f"{flag_values.output}.json").write_text(json.dumps(figures, indent=1) + "\n")
-        data_report.chart(figures).savefig(f"{flag_values.output}.png", dpi=120)
+        whole_files.write_json(f"{flag_values.output}.json", figures)
+        whole_files.write_chart(f"{flag_values.output}.png", data_report.chart(figures))
 
 
 def report(flag_values: flags.FlagValues, work_dir: pathlib.Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ predictions. Model Garden's script keeps the algorithm of google-research/bert.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from benchmarks import data_process, data_text, machine
+from benchmarks import data_process, data_text, machine, whole_files
 from benchmarks.data_contenders import (
     CONTENDERS,
     DYNAMIC,
@@ -50,7 +49,7 @@ def body(flag_values: flags.FlagValues) -> None:
         figures = report(flag_values, pathlib.Path(folder))
     print(markdown(figures))
     if flag_values.output is not None:
-        pathlib.Path(f"{flag_values.output}.json").write_text(json.dumps(figures, indent=1) + "\n")
+        whole_files.write_json(f"{flag_values.output}.json", figures)
 
 
 def report(flag_values: flags.FlagValues, work_dir: pathlib.Path) -> dict[str, Any]:

@@ -29,9 +29,10 @@ from benchmarks import (
     exactness_report,
     machine,
     markdown_part,
+    whole_files,
 )
 from benchmarks.exactness_report import COVERAGE, CUTS, ERROR, KILLS, PARTS
-from tfrecords import command, files
+from tfrecords import command
 from tfrecords.errors import UserError
 
 _MODULE = "benchmarks.exactness"
@@ -108,14 +109,6 @@ def read(output: str | None) -> Figures:
     return figures
 
 
-def _check_document(path: str) -> None:
-    """Before the time that it takes to have something to write there."""
-    try:
-        markdown_part.replaced(pathlib.Path(path).read_text(encoding="utf-8"), _MODULE, "")
-    except (OSError, UserError) as error:
-        raise UserError(f"--document {path} cannot take the table: {error}") from error
-
-
 def _measure(
     part: str,
     flag_values: flags.FlagValues,
@@ -143,7 +136,7 @@ def body(flag_values: flags.FlagValues) -> None:
     """Measures what is not known yet, then reports."""
     parts = chosen(flag_values.only)
     if flag_values.document:
-        _check_document(flag_values.document)
+        markdown_part.check(flag_values.document, _MODULE)
     output = flag_values.output
     figures = read(output)
     heading = {
@@ -156,8 +149,8 @@ def body(flag_values: flags.FlagValues) -> None:
         figures.update(read(output))  # another part may have been measured meanwhile
         figures[part] = {**found, **heading}
         if output:
-            text = json.dumps({name: figures[name] for name in PARTS if name in figures}, indent=1)
-            files.write_text(f"{output}.json", text + "\n")
+            ordered = {name: figures[name] for name in PARTS if name in figures}
+            whole_files.write_json(f"{output}.json", ordered)
 
     # A kill is kept by itself, so that more of them can be added.
     missing = [part for part in parts if flag_values.again or part == KILLS or part not in figures]
@@ -179,10 +172,10 @@ def body(flag_values: flags.FlagValues) -> None:
     table = exactness_report.table(figures)
     print(table)
     if output:
-        exactness_chart.chart(figures).savefig(f"{output}.png", dpi=exactness_chart.DPI)
+        chart = exactness_chart.chart(figures)
+        whole_files.write_chart(f"{output}.png", chart, exactness_chart.DPI)
     if flag_values.document:
-        old = pathlib.Path(flag_values.document).read_text(encoding="utf-8")
-        files.write_text(flag_values.document, markdown_part.replaced(old, _MODULE, table))
+        markdown_part.write(flag_values.document, _MODULE, table)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,13 +6,12 @@ import dataclasses
 import pathlib
 
 from benchmarks import data_text
-from tfrecords import build, corpus, files, schema, vocabulary
+from tfrecords import build, corpus, files, vocabulary
 from tfrecords.errors import UserError
 from tfrecords.manifest import Manifest
 
 VOCAB_SIZE = 2048
 SEQ_LENGTH = 128
-_MASKED_LM_PROB = 0.15  # as `tfrecords.build` has it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,8 +75,3 @@ def shards(text: Corpus, folder: pathlib.Path, num_shards: int) -> Manifest:
     if build.main(arguments):
         raise UserError(f"no shards could be built in {folder}; the line above says why")
     return Manifest.load(folder)
-
-
-def max_predictions(seq_length: int) -> int:
-    """Masked positions that a row of the shards has room for."""
-    return schema.default_max_predictions(seq_length, _MASKED_LM_PROB)

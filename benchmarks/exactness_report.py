@@ -50,7 +50,11 @@ def drawn(reader: Figures) -> str:
 
 def _coverage(part: Figures) -> list[Row]:
     return [
-        (f"examples an epoch draws: {row['case']}", drawn(row["stock"]), drawn(row["ours"]))
+        (
+            f"of {row['examples']:,} examples, an epoch draws: {row['case']}",
+            drawn(row["stock"]),
+            drawn(row["ours"]),
+        )
         for row in part["cases"]
     ]
 

@@ -243,8 +243,10 @@ def measure(
         return controls[workers]
 
     rows = list(known)
-    for workers in (2, 1):  # two of them need no run to compare with where they crash
+    for workers in (1, 2):
         done = sum(row["workers"] == workers for row in rows)
+        if done < trials:
+            control(workers)  # a crash after a kill counts only where the job ends without one
         for trial in range(done, trials):
             place = folder / f"workers-{workers}-trial-{trial}"
             rows.append(one_trial(manifest, place, workers, trial, control))

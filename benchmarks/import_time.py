@@ -22,8 +22,8 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import machine, wheel
-from tfrecords import command, files
+from benchmarks import machine, wheel, whole_files
+from tfrecords import command
 from tfrecords.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -186,7 +186,7 @@ def body(flag_values: flags.FlagValues) -> None:
         figures = report(os.path.abspath(flag_values.python), flag_values.rounds)
     print(table(figures))
     if flag_values.output:
-        files.write_text(f"{flag_values.output}.json", json.dumps(figures, indent=1) + "\n")
+        whole_files.write_json(f"{flag_values.output}.json", figures)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -271,10 +271,7 @@ def report(study: Study, flag_values: flags.FlagValues) -> None:
     text = large_batch_report.table(study, records, shown, flag_values.target_loss)
     print(text)
     if document:
-        old = pathlib.Path(document).read_text(encoding="utf-8")
-        partial = pathlib.Path(f"{document}.partial-{os.getpid()}")
-        partial.write_text(markdown_part.replaced(old, _MODULE, text), encoding="utf-8")
-        partial.replace(document)
+        markdown_part.write(document, _MODULE, text)
 
 
 def body(flag_values: flags.FlagValues) -> None:
@@ -286,8 +283,7 @@ def body(flag_values: flags.FlagValues) -> None:
             f"--variance_examples={flag_values.variance_examples}; give a multiple of 8"
         )
     if flag_values.document:
-        old = pathlib.Path(flag_values.document).read_text(encoding="utf-8")
-        markdown_part.replaced(old, _MODULE, "")
+        markdown_part.check(flag_values.document, _MODULE)
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     data = prepare(flag_values)
     study = study_of(flag_values, Text.load(data), backend)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from benchmarks import large_batch_report
+from benchmarks import large_batch_report, whole_files
 from benchmarks.large_batch_methods import METHODS
 from benchmarks.large_batch_report import Place
 from benchmarks.large_batch_settings import Study
@@ -45,9 +44,7 @@ def draw(
     paths = []
     for name, figure in figures.items():
         paths.append(f"{prefix}_{name}.png")
-        partial = f"{paths[-1]}.partial-{os.getpid()}"
-        figure.savefig(partial, format="png", dpi=120)
-        os.replace(partial, paths[-1])
+        whole_files.write_chart(paths[-1], figure)
     return paths
 
 

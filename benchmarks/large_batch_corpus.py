@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import flags
 
+from benchmarks import whole_files
 from official_bert import docstring_corpus, docstring_sources
 from tfrecords import command, corpus, vocabulary
 from tfrecords.errors import UserError
@@ -103,10 +104,9 @@ def body(flag_values: flags.FlagValues) -> None:
     if flag_values.corpus:
         source = f"{len(files)} text files"
     parts = split(rows, flag_values.held_out)
-    partial = f"{flag_values.output}.partial-{os.getpid()}.npz"
-    os.makedirs(os.path.dirname(os.path.abspath(partial)), exist_ok=True)
-    np.savez(partial, vocab_size=len(words), source=source, **parts)  # type: ignore[arg-type]
-    os.replace(partial, flag_values.output)
+    os.makedirs(os.path.dirname(os.path.abspath(flag_values.output)), exist_ok=True)
+    with whole_files.whole(flag_values.output) as partial, partial.open("wb") as file:
+        np.savez(file, vocab_size=len(words), source=source, **parts)  # type: ignore[arg-type]
     counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
     print(f"{flag_values.output}: {source}; rows: {counts}")
 

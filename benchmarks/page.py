@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from benchmarks import page_sections
+from benchmarks import page_sections, whole_files
 from tfrecords import command
 from tfrecords.errors import UserError
 
@@ -80,9 +80,7 @@ def body(flag_values: flags.FlagValues) -> None:
             )
         print(f"{document} is what the results say")
         return
-    partial = document.with_name(f"{document.name}.partial-{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(document)
+    whole_files.write_text(document, text)
     print(f"wrote {document}")
 
 

@@ -7,16 +7,13 @@ Losses are left out, since they say nothing at such sizes.
 
 from __future__ import annotations
 
-import json
-import os
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
-from benchmarks import large_batch_queue
+from benchmarks import large_batch_queue, whole_files
 from tfrecords import command
 from tfrecords.errors import UserError
 
@@ -64,10 +61,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def body(flag_values: flags.FlagValues) -> None:
     """Writes the JSON file."""
     figures = summary(large_batch_queue.read(flag_values.records))
-    path = pathlib.Path(f"{flag_values.output}.json")
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    whole_files.write_json(f"{flag_values.output}.json", figures)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

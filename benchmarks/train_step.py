@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from absl import flags
 
-from benchmarks import data_process, machine, train_step_report
+from benchmarks import data_process, machine, train_step_report, whole_files
 from benchmarks.train_step_batches import LEAST_VOCAB_SIZE
 from benchmarks.train_step_contenders import (
     COMPARISONS,
@@ -251,8 +251,8 @@ def body(flag_values: flags.FlagValues) -> None:
     figures = report(flag_values)
     print(train_step_report.table(figures))
     if flag_values.output is not None:
-        pathlib.Path(f"{flag_values.output}.json").write_text(json.dumps(figures, indent=1) + "\n")
-        train_step_report.chart(figures).savefig(f"{flag_values.output}.png", dpi=120)
+        whole_files.write_json(f"{flag_values.output}.json", figures)
+        whole_files.write_chart(f"{flag_values.output}.png", train_step_report.chart(figures))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,10 +23,10 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import machine, markdown_part, transfer_report
+from benchmarks import machine, markdown_part, transfer_report, whole_files
 from benchmarks.transfer_report import PRETRAINED, RANDOM, Arm, Task
 from official_bert import configuration, demo, report, run_summary
-from tfrecords import command, files
+from tfrecords import command
 from tfrecords.errors import UserError
 
 PHASES = ("bert_mini_phase1.yaml", "bert_mini_phase2.yaml")
@@ -196,20 +196,12 @@ def read_phase(layout: demo.Layout, number: int) -> dict[str, Any]:
     }
 
 
-def _check_document(path: str) -> None:
-    """Before the hours that it takes to have something to write there."""
-    try:
-        markdown_part.replaced(pathlib.Path(path).read_text(encoding="utf-8"), _MODULE, "")
-    except (OSError, UserError) as error:
-        raise UserError(f"--document {path} cannot take the table: {error}") from error
-
-
 def body(flag_values: flags.FlagValues) -> None:
     """Runs what is not done yet, then reports."""
     if bool(flag_values.squad_train) != bool(flag_values.squad_dev):
         raise UserError("give both --squad_train and --squad_dev")
     if flag_values.document:
-        _check_document(flag_values.document)
+        markdown_part.check(flag_values.document, _MODULE)
     layout = demo.Layout(root=flag_values.work_dir)
     pathlib.Path(layout.root).mkdir(parents=True, exist_ok=True)
     stages = pretraining_stages(layout, flag_values) + finetuning_stages(layout, flag_values)
@@ -235,10 +227,9 @@ def body(flag_values: flags.FlagValues) -> None:
     text = transfer_report.table(figures)
     print(text)
     if flag_values.output:
-        files.write_text(f"{flag_values.output}.json", json.dumps(figures, indent=2) + "\n")
+        whole_files.write_json(f"{flag_values.output}.json", figures)
     if flag_values.document:
-        old = pathlib.Path(flag_values.document).read_text(encoding="utf-8")
-        files.write_text(flag_values.document, markdown_part.replaced(old, _MODULE, text))
+        markdown_part.write(flag_values.document, _MODULE, text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

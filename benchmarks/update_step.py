@@ -25,7 +25,7 @@ from typing import Any
 from absl import app, flags
 from matplotlib.figure import Figure
 
-from benchmarks import bert_shapes, machine
+from benchmarks import bert_shapes, machine, whole_files
 from benchmarks.update_contenders import CONTENDERS, FLOOR, TRIAD_BYTES
 
 _MODEL = flags.DEFINE_enum("model", "bert_base", bert_shapes.MODELS, "Whose blocks to update.")
@@ -286,8 +286,8 @@ def main(arguments: Sequence[str]) -> None:
     figures = report(_MODEL.value, _ROUNDS.value, _ONLY.value)
     print(table(figures))
     if _OUTPUT.value is not None:
-        pathlib.Path(f"{_OUTPUT.value}.json").write_text(json.dumps(figures, indent=1) + "\n")
-        chart(figures).savefig(f"{_OUTPUT.value}.png", dpi=120)
+        whole_files.write_json(f"{_OUTPUT.value}.json", figures)
+        whole_files.write_chart(f"{_OUTPUT.value}.png", chart(figures))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import machine, markdown_part
-from tfrecords import command, files
+from benchmarks import machine, markdown_part, whole_files
+from tfrecords import command
 from tfrecords.errors import UserError
 
 SUITES = {"tf_lans": "tests/optimizer", "tfrecords": "tests/data"}
@@ -211,11 +211,10 @@ def body(flag_values: flags.FlagValues) -> None:
     for name, python in environments(flag_values.environments).items():
         print(f"== {name}: {python}", flush=True)
         figures["environments"][name] = tested(python)
-        files.write_text(output, json.dumps(figures, indent=1) + "\n")
+        whole_files.write_json(output, figures)
     print(table(figures))
     for path in documents():
-        old = path.read_text(encoding="utf-8")
-        files.write_text(path, markdown_part.replaced(old, MODULE, table(figures)))
+        markdown_part.write(path, MODULE, table(figures))
     failed = failures(figures)
     if failed:
         raise UserError(f"tests failed: {', '.join(failed)}")

@@ -35,6 +35,7 @@ MEASURED = {
 COVERAGE = {
     "cases": [
         {
+            "examples": 6388,
             "case": "8 files, 4 workers, seed unset",
             "stock": {
                 "mean_share": 0.6543,
@@ -50,6 +51,7 @@ COVERAGE = {
             },
         },
         {
+            "examples": 6388,
             "case": "10 files, 4 workers, seed set",
             "stock": {
                 "mean_share": 0.9,
@@ -293,9 +295,9 @@ def test_the_table() -> None:
     assert exactness_report.table(FIGURES).splitlines() == [
         "| | Model Garden, Keras | tf-lans |",
         "| --- | --- | --- |",
-        "| examples an epoch draws: 8 files, 4 workers, seed unset "
+        "| of 6,388 examples, an epoch draws: 8 files, 4 workers, seed unset "
         "| 65.4 % (50 % to 75 %) | 100 %, each once |",
-        "| examples an epoch draws: 10 files, 4 workers, seed set "
+        "| of 6,388 examples, an epoch draws: 10 files, 4 workers, seed set "
         "| 90 % (90 % to 90 %) | refused before training |",
         "| float32 against Algorithm 1 in float64 after 100 updates "
         "| Keras Lamb: 2.1e-2 (decays outside) | tf-lans LAMB, Keras 3: 3.1e-7 |",
