@@ -1,7 +1,6 @@
 r"""Do LANS and LAMB pay? Equally tuned optimizers at growing batches, on as many examples.
 
-    python -m benchmarks.large_batch --budget_hours=8 \
-        --corpus='../shared/data/novels/*.txt,../shared/data/wikitext-2/*.sentences.txt'
+    python -m benchmarks.large_batch --budget_hours=8 --corpus='text/*.txt'
     python -m benchmarks.large_batch --quick
 
 A small BERT is pretrained on the same examples in the same order by every method. At the largest
@@ -21,6 +20,7 @@ rows that benchmarks.large_batch_corpus wrote elsewhere; `--batches` and `--exam
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import pathlib
 import subprocess
@@ -49,6 +49,7 @@ _MODULE = "benchmarks.large_batch"
 _HERE = pathlib.Path(__file__).parent
 RESULTS = _HERE / "results" / "large_batch.jsonl"
 _WORK = pathlib.Path("build", "large_batch")
+_SHARED_TEXT = ("novels/*.txt", "wikitext-2/*.sentences.txt")  # of ../shared/data
 # In place of the flags' defaults: minutes on two cores, with figures that say nothing.
 QUICK = {
     "examples": 256,
@@ -75,10 +76,13 @@ flags.DEFINE_float(
     lower_bound=0.0, flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
-    "corpus", "", "Text: files, folders and globs, separated by commas; empty: docstrings.",
+    "corpus", "", "Text: files, folders and globs, separated by commas; empty: the novels and "
+    "WikiText of ../shared/data where they are, else docstrings.", flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_list(
+    "packages", [], "The text is the docstrings of these; empty: as --corpus says.",
     flag_values=FLAGS,
 )  # fmt: skip
-flags.DEFINE_list("packages", [], "Whose docstrings; empty: the usual.", flag_values=FLAGS)
 flags.DEFINE_string(
     "data", "", "Rows of text, made of --corpus where the file is missing; empty: below build.",
     flag_values=FLAGS,
@@ -138,12 +142,20 @@ def _apply_quick(flag_values: flags.FlagValues) -> None:
         flag_values["data"].value = str(_WORK / "quick" / "rows.npz")
 
 
+def shared_text(folder: pathlib.Path) -> str:
+    """Patterns, separated by commas, of the text in a folder like ../shared/data; "" without it."""
+    patterns = [str(folder / pattern) for pattern in _SHARED_TEXT]
+    return ",".join(patterns) if all(map(glob.glob, patterns)) else ""
+
+
 def prepare(flag_values: flags.FlagValues) -> str:
     """The path of the rows, made in a process of its own where they are missing.
 
     Raises:
         UserError: that failed.
     """
+    if not flag_values.corpus and not flag_values.packages:
+        flag_values["corpus"].value = shared_text(_HERE.parents[1] / "shared" / "data")
     names = ("corpus", "vocab_size", "seq_length", "held_out")
     arguments = [f"--{name}={flag_values[name].value}" for name in names]
     if flag_values.packages:

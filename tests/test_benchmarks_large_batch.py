@@ -34,6 +34,7 @@ from benchmarks.large_batch_methods import METHODS
 from benchmarks.large_batch_run import Laboratory
 from benchmarks.large_batch_settings import ModelSizes, Run, Study
 from benchmarks.large_batch_step_tensorflow import Trainer
+from tfrecords import corpus
 from tfrecords.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -52,6 +53,16 @@ def text_of(count: int, seed: int = 0) -> Text:
         source="made up",
         sha256="none",
     )
+
+
+def test_the_shared_text_is_taken_whole_or_not_at_all(tmp_path: pathlib.Path) -> None:
+    for name in ("novels/emma.txt", "wikitext-2/all.sentences.txt"):
+        assert not large_batch.shared_text(tmp_path)
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("text\n")
+    patterns = large_batch.shared_text(tmp_path)
+    found = {pathlib.Path(file.path).name for file in corpus.find(patterns)}
+    assert found == {"emma.txt", "all.sentences.txt"}
 
 
 @pytest.fixture(scope="module")
