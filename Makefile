@@ -94,7 +94,7 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train_step --compare=micro_batches --rounds=5 \
 		--output=$(RESULTS)/train_step_micro_batches
 	$(BIN)/python -m benchmarks.data --output=$(RESULTS)/data $(DATA_PEERS)
-	$(BIN)/python -m benchmarks.data_rates --output=$(RESULTS)/data_rates
+	$(BIN)/python -m benchmarks.data_rates --output=$(RESULTS)/data_rates --document=docs/data.md
 	$(BIN)/python -m benchmarks.exactness --only=coverage,error,cuts --again --output=$(RESULTS)/exactness
 	$(BIN)/python -m benchmarks.import_time --output=$(RESULTS)/import_time
 	$(BIN)/python -m benchmarks.large_batch --quick

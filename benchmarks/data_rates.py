@@ -1,6 +1,7 @@
-"""What lies in the rows: masks, pairs and fill, of Model Garden's script and of our builds.
+r"""What lies in the rows: masks, pairs and fill, of Model Garden's script and of our builds.
 
-    python -m benchmarks.data_rates --output=benchmarks/results/data_rates
+    python -m benchmarks.data_rates --output=benchmarks/results/data_rates \
+        --document=docs/data.md
 
 All of them read the same text with the same vocabulary, mask whole words and have room for as many
 predictions. Model Garden's script keeps the algorithm of google-research/bert.
@@ -19,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from benchmarks import data_process, data_text, machine, whole_files
+from benchmarks import data_process, data_text, machine, markdown_part, whole_files
 from benchmarks.data_contenders import (
     CONTENDERS,
     DYNAMIC,
@@ -38,18 +39,27 @@ FLAGS = flags.FlagValues()
 data_text.define_flags(FLAGS)
 flags.DEFINE_float("megabytes", 2.0, "How much of the text.", lower_bound=0.06, flag_values=FLAGS)
 flags.DEFINE_string("output", None, "Writes OUTPUT.json.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "document", None, "Markdown file whose generated part is replaced.", flag_values=FLAGS
+)
 
+_MODULE = "benchmarks.data_rates"
 _MAKERS = (MODEL_GARDEN, STORED, DYNAMIC)
 _ALL_ROWS = 10**9
 
 
 def body(flag_values: flags.FlagValues) -> None:
-    """Builds, counts, prints tables and writes the JSON file."""
+    """Builds, counts, prints tables and writes the JSON file and the document's part."""
+    if flag_values.document is not None:
+        markdown_part.check(flag_values.document, _MODULE)
     with tempfile.TemporaryDirectory() as folder:
         figures = report(flag_values, pathlib.Path(folder))
-    print(markdown(figures))
+    tables = markdown(figures)
+    print(tables)
     if flag_values.output is not None:
         whole_files.write_json(f"{flag_values.output}.json", figures)
+    if flag_values.document is not None:
+        markdown_part.write(flag_values.document, _MODULE, tables)
 
 
 def report(flag_values: flags.FlagValues, work_dir: pathlib.Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from tfrecords import command
 from tfrecords.errors import UserError
 
 PHASES = ("bert_mini_phase1.yaml", "bert_mini_phase2.yaml")
-SEQ_LENGTHS = (128, 256)
+SEQ_LENGTHS = (64, 256)
 _MODULE = "benchmarks.transfer"
 
 FLAGS = flags.FlagValues()
@@ -42,7 +42,7 @@ flags.DEFINE_string(
 )  # fmt: skip
 flags.DEFINE_string("squad_train", "", "SQuAD file to finetune on.", flag_values=FLAGS)
 flags.DEFINE_string("squad_dev", "", "SQuAD file to score on.", flag_values=FLAGS)
-flags.DEFINE_string("phase1", PHASES[0], "Recipe of phase 1, length 128.", flag_values=FLAGS)
+flags.DEFINE_string("phase1", PHASES[0], "Recipe of phase 1, length 64.", flag_values=FLAGS)
 flags.DEFINE_string("phase2", PHASES[1], "Recipe of phase 2, length 256.", flag_values=FLAGS)
 flags.DEFINE_integer("vocab_size", 8192, "As the recipes have it.", flag_values=FLAGS)
 flags.DEFINE_string("seeds", "3", "As `finetune` takes it.", flag_values=FLAGS)

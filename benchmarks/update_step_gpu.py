@@ -16,8 +16,6 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import dataclasses
 import importlib.util
-import json
-import pathlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +27,7 @@ import keras
 from absl import app, flags
 
 import tf_lans.keras3
-from benchmarks import bert_shapes, machine
+from benchmarks import bert_shapes, machine, whole_files
 
 _MODEL = flags.DEFINE_enum("model", "bert_base", bert_shapes.MODELS, "Whose blocks to update.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights, gradients.")
@@ -329,7 +327,7 @@ def main(arguments: Sequence[str]) -> None:
     figures = report(_MODEL.value, _DTYPE.value, _ROUNDS.value, _STEPS.value)
     print(table(figures))
     if _OUTPUT.value is not None:
-        pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + "\n")
+        whole_files.write_json(_OUTPUT.value, figures)
 
 
 if __name__ == "__main__":

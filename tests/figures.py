@@ -48,8 +48,7 @@ NAMES = re.compile(
 _CODE = frozenset(("sh", "bash", "python", "pycon", "yaml", "dockerfile", "json"))
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _PART = re.compile(
-    r"<!-- (?:written by )?(?P<name>[^>]*?)(?:: begin)? -->\n(?P<text>.*?)"
-    r"<!-- (?:written by (?P=name): )?end -->",
+    r"<!-- written by (?P<name>[^>]*?): begin -->\n(?P<text>.*?)<!-- written by (?P=name): end -->",
     re.DOTALL,
 )
 

@@ -306,11 +306,3 @@ def test_our_builds_and_model_gardens_are_made_read_and_counted(
         batch = next(batches)
         assert batch[schema.INPUT_WORD_IDS].shape == (data_reading.BATCH, 128)
         assert np.asarray(batch[schema.MASKED_LM_WEIGHTS]).shape == (data_reading.BATCH, 20)
-
-
-def test_the_rates_in_the_documentation_are_the_results() -> None:
-    root = pathlib.Path(__file__).parent.parent
-    name = "benchmarks/results/data_rates.json"
-    text = (root / "docs" / "data.md").read_text(encoding="utf-8")
-    (table,) = re.findall(rf"<!-- {name} -->\n(.*?)\n<!-- end -->", text, flags=re.DOTALL)
-    assert table == data_rates.markdown(json.loads((root / name).read_text()))
