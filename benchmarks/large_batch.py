@@ -148,6 +148,14 @@ def shared_text(folder: pathlib.Path) -> str:
     return ",".join(patterns) if all(map(glob.glob, patterns)) else ""
 
 
+def _stamps(corpus: str) -> list[tuple[str, int, int]]:
+    """What changes when a text does: its files' names, sizes and times."""
+    found = [pathlib.Path(each) for pattern in corpus.split(",") for each in glob.glob(pattern)]
+    below = (file for each in found for file in (each.rglob("*") if each.is_dir() else [each]))
+    stats = [(str(file), file.stat()) for file in below]
+    return sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
 def prepare(flag_values: flags.FlagValues) -> str:
     """The path of the rows, made in a process of its own where they are missing.
 
@@ -162,7 +170,7 @@ def prepare(flag_values: flags.FlagValues) -> str:
         arguments.append(f"--packages={','.join(flag_values.packages)}")
     path = flag_values.data
     if not path:
-        key = fingerprint({"arguments": arguments})
+        key = fingerprint({"arguments": arguments, "text": _stamps(flag_values.corpus)})
         path = str(_WORK / f"rows-{key}.npz")
     if not os.path.exists(path):
         print("preparing the text", flush=True)
@@ -206,6 +214,15 @@ def study_of(flag_values: flags.FlagValues, text: Text, backend: str) -> Study:
             f"--max_predictions={flag_values.max_predictions}; expected less than {seq_length - 2}"
         )
     micro_batch = flag_values.micro_batch
+    for name, found in (
+        ("vocab_size", text.vocab_size),
+        ("held_out", len(text.validation) + len(text.test)),
+    ):
+        if found > flag_values[name].value:
+            raise UserError(
+                f"--{name}={flag_values[name].value}, but --data has {found}; give that, or other "
+                "rows"
+            )
     for batch in batches:
         if batch > micro_batch and batch % micro_batch:
             raise UserError(f"--micro_batch={micro_batch} does not divide the batch {batch}")
@@ -253,7 +270,6 @@ def _work(study: Study, data: str, flag_values: flags.FlagValues) -> None:
     count = flag_values.processes or (1 if on_gpu else len(os.sched_getaffinity(0)))
     stop = Stop()
     with (
-        large_batch_queue.lock(results),
         stop.listening(),
         large_batch_workers.workers(study, data, flag_values.micro_batch, count) as staff,
     ):
@@ -268,7 +284,8 @@ def _work(study: Study, data: str, flag_values: flags.FlagValues) -> None:
             return budget is None or used + hours <= budget
 
         large_batch_workers.work(study, staff, results, may_start, stop)
-        if not may_start():
+        done = large_batch_queue.of_study(study, large_batch_queue.read(results))
+        if any(large_batch_queue.remaining(study, done)) and not may_start():
             print(f"the budget of {budget:g} hours has no room for another run", flush=True)
 
 
@@ -276,6 +293,8 @@ def report(study: Study, flag_values: flags.FlagValues) -> None:
     """Draws and prints what there is; replaces the document's part."""
     records = large_batch_queue.read(flag_values.results)
     prefix = os.path.splitext(flag_values.results)[0]
+    if records and records[0]["study"] != study.key:  # whose charts bear the file's name alone
+        prefix += f"_{study.key}"
     paths = large_batch_charts.draw(study, records, prefix, flag_values.target_loss)
     document = flag_values.document
     folder = os.path.dirname(os.path.abspath(document)) if document else os.getcwd()
@@ -300,13 +319,15 @@ def body(flag_values: flags.FlagValues) -> None:
     data = prepare(flag_values)
     study = study_of(flag_values, Text.load(data), backend)
     if not flag_values.report_only:
-        try:
-            _work(study, data, flag_values)
-        except data_process.FailedError as error:
-            raise UserError(
-                f"{error}; finished runs are kept, go on by the same command; where memory is "
-                "short, with --processes=1"
-            ) from error
+        with large_batch_queue.lock(flag_values.results):
+            large_batch_queue.note_plan(flag_values.results, study, flag_values.target_loss)
+            try:
+                _work(study, data, flag_values)
+            except data_process.FailedError as error:
+                raise UserError(
+                    f"{error}; finished runs are kept, go on by the same command; where memory is "
+                    "short, with --processes=1"
+                ) from error
     report(study, flag_values)
 
 

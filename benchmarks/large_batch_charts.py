@@ -15,7 +15,7 @@ from benchmarks.large_batch_report import Place
 from benchmarks.large_batch_settings import Study
 from official_bert import charts
 
-_MARKERS = "osD^vP*Xh"
+_MARKERS = "osD^vP*Xhp"
 
 
 def draw(

@@ -94,7 +94,7 @@ def body(flag_values: flags.FlagValues) -> None:
     if not 64 <= flag_values.vocab_size <= 2**16:
         raise UserError(f"--vocab_size={flag_values.vocab_size}; expected at most {2**16}")
     with tempfile.TemporaryDirectory() as folder:
-        patterns, source = flag_values.corpus, "the files of --corpus"
+        patterns = flag_values.corpus
         if not patterns:
             patterns = folder
             source = str(docstring_corpus.write_corpus(folder, flag_values.packages))
@@ -102,7 +102,8 @@ def body(flag_values: flags.FlagValues) -> None:
         words = vocabulary.train(files, flag_values.vocab_size, lower_case=True)
         rows = to_rows(files, words, flag_values.seq_length)
     if flag_values.corpus:
-        source = f"{len(files)} text files"
+        folders = sorted({os.path.basename(os.path.dirname(file.path)) for file in files})
+        source = f"{len(files)} text files of {', '.join(folders)}"
     parts = split(rows, flag_values.held_out)
     os.makedirs(os.path.dirname(os.path.abspath(flag_values.output)), exist_ok=True)
     with whole_files.whole(flag_values.output) as partial, partial.open("wb") as file:

@@ -1,9 +1,11 @@
 """The contenders: their optimizers as published, and the ranges their rates are drawn from.
 
 Every range is two decades wide, around what 64 steps need: far more than thousands do.
-AdamW, LAMB, Muon and ScheduleFreeAdamW clip the gradient's global norm at 1 and decay neither
-layer norms nor biases, nor does LAMB adapt those, as published BERT runs have it; LANS, as its
-paper, does neither. What all share: beta_1 0.9, epsilon 1e-6, weight decay 0.01.
+Layer norms and biases are neither decayed nor, by LAMB and LANS, adapted, as published BERT runs
+have it: an adapted block of zeros grows by shares of its own norm, for which these runs are too
+short. One contender is Algorithm 2 of the LANS paper to the letter, which adapts and decays every
+block. All but LANS, which normalises, clip the gradient's global norm at 1. What all share: epsilon
+1e-6, weight decay 0.01 and, but for Muon's momentum of 0.95, beta_1 0.9.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Method:
         constant: whether a constant phase follows the warmup: equation (9), else (8).
         switches: further arguments of the optimizer.
         everywhere: whether it runs at all batches, or at the largest only.
+        every_block: whether layer norms and biases are decayed and adapted too.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Method:
     constant: bool = False
     switches: tuple[tuple[str, Any], ...] = ()
     everywhere: bool = True
+    every_block: bool = False
 
 
 ADAMW_RATES, LAMB_RATES = (3e-4, 3e-2), (3e-3, 3e-1)
@@ -75,6 +79,14 @@ METHODS: Mapping[str, Method] = {
             constant=True,
             switches=(("nesterov", False),),
             everywhere=False,
+        ),
+        Method(
+            name="LANS eq. (9), every block adapted",
+            optimizer="LANS",
+            rates=LAMB_RATES,
+            constant=True,
+            everywhere=False,
+            every_block=True,
         ),
         Method(name="Keras Muon", optimizer="Muon", rates=ADAMW_RATES, everywhere=False),
         Method(

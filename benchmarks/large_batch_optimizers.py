@@ -59,10 +59,17 @@ def create(run: Run, steps: int, variables: Sequence[Any]) -> keras.optimizers.O
 
 
 def _lans(run: Run, rate: Any, warmup: int, jit_compile: bool) -> keras.optimizers.Optimizer:
-    switches: dict[str, Any] = dict(METHODS[run.method].switches)
+    method = METHODS[run.method]
+    excluded = None if method.every_block else UNDECAYED
     return keras3.LANS(
-        rate, beta_2=run.beta_2, jit_compile=jit_compile, **_COMMON, **switches
-    )  # fmt: skip
+        rate,
+        beta_2=run.beta_2,
+        jit_compile=jit_compile,
+        exclude_from_weight_decay=excluded,
+        exclude_from_layer_adaptation=excluded,
+        **_COMMON,
+        **dict(method.switches),
+    )
 
 
 def _lamb(run: Run, rate: Any, warmup: int, jit_compile: bool) -> keras.optimizers.Optimizer:
@@ -92,24 +99,26 @@ def _of_keras(run: Run, rate: Any, warmup: int, jit_compile: bool) -> keras.opti
     return optimizer
 
 
+def averages(run: Run) -> bool:
+    """Whether the run's method evaluates `averaged_weights` in place of those it trains."""
+    return METHODS[run.method].optimizer == "ScheduleFreeAdamW"
+
+
 def averaged_weights(
-    run: Run, optimizer: keras.optimizers.Optimizer, variables: Sequence[Any]
-) -> list[np.ndarray] | None:
-    """What a method without a schedule evaluates, in place of the weights it trains.
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[Any]
+) -> list[np.ndarray]:
+    """What a method without a schedule evaluates.
 
     ScheduleFreeAdamW trains y = (1 - beta_1) z + beta_1 x and keeps z as its momentum; Keras
     has no call for x.
 
     Args:
-        run: whose optimizer.
         optimizer: with its state in its own variables.
         variables: the model's.
 
     Returns:
-        x of each variable; None for all other methods.
+        x of each variable.
     """
-    if METHODS[run.method].optimizer != "ScheduleFreeAdamW":
-        return None
     beta_1 = optimizer.beta_1
     return [
         (_array(y) - (1.0 - beta_1) * _array(z)) / beta_1

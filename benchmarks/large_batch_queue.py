@@ -81,6 +81,26 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
 
 
+def note_plan(path: str | os.PathLike[str], study: Study, target_loss: float | None) -> None:
+    """Adds which runs a study asks for, and its target, where its last such record differs."""
+    record = {
+        "kind": "plan",
+        "study": study.key,
+        "batches": list(study.batches),
+        "draws": study.draws,
+        "rates": study.rates,
+        "seeds": study.seeds,
+        "target_loss": target_loss,
+    }
+    if ([None] + [each for each in plans(read(path)) if each["study"] == study.key])[-1] != record:
+        append(path, record)
+
+
+def plans(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What `note_plan` wrote."""
+    return [record for record in records if record["kind"] == "plan"]
+
+
 def of_study(study: Study, records: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The runs of one study, by key."""
     return {

@@ -207,7 +207,8 @@ def _rows(study: Study, found: Sequence[Place], target: float | None) -> list[st
         steps = None if target is None else mean_steps_to(place, target)
         spread = f"{min(place.losses):.3f} to {max(place.losses):.3f}"
         lines.append(
-            f"{head} {place.best.learning_rate:g}{_edge(study, place)} | {place.best.beta_2:g} | "
+            f"{head} {place.best.learning_rate:g}{_edge(study, place.best, place)} | "
+            f"{place.best.beta_2:g} | "
             f"{place.best.warmup_ratio:g} | {tried} | {place.loss:.3f} | "
             f"{spread if place.is_fresh else 'the tuning seed alone'} | "
             f"{len(place.losses) if place.is_fresh else 0} | "
@@ -216,12 +217,15 @@ def _rows(study: Study, found: Sequence[Place], target: float | None) -> list[st
     return lines
 
 
-def _edge(study: Study, place: Place) -> str:
-    """Marks a best rate at an end of the range that it was drawn from."""
-    if place.best is None or place.batch != study.largest:
-        return ""
-    rate, (low, high) = place.best.learning_rate, place.method.rates
-    return " (near the range's end)" if rate < low * _EDGE or rate > high / _EDGE else ""
+def _edge(study: Study, best: Run, place: Place) -> str:
+    """Marks a best rate at an end of the range that it was drawn from, or of the grid."""
+    rate = best.learning_rate
+    if place.batch == study.largest:
+        low, high = place.method.rates
+        return " (near the range's end)" if rate < low * _EDGE or rate > high / _EDGE else ""
+    tried = [each["settings"]["learning_rate"] for each in place.tuning]
+    ends = {min(tried): " (the least tried)", max(tried): " (the greatest tried)"}
+    return ends.get(rate, "") if len(tried) > 1 else ""
 
 
 def _range_rows() -> list[str]:

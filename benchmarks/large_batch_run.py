@@ -1,7 +1,8 @@
 """One run of the study: from the initial weights of its seed to its record.
 
 A backend's `Trainer(model, micro_batch)` has `use(optimizer)`, `step(rows)`, `gradient(rows)`,
-`evaluate(rows, weights)` and `store()`, after which the state lies in Keras's variables.
+`evaluate(rows, weights)`, `store()`, after which the state lies in Keras's variables, and
+`release()`, after which it lies nowhere else until `use` is called again.
 """
 
 from __future__ import annotations
@@ -46,7 +47,6 @@ class Laboratory:
         kind = importlib.import_module(f"benchmarks.large_batch_step_{backend}").Trainer
         self.model = self._build(study.seed)
         self.trainer = kind(self.model, micro_batch)
-        self._kind, self._micro_batch = kind, micro_batch
         self._held_out = {part: text.held_out(study.sizes, part) for part in ("validation", "test")}
 
     def _build(self, seed: int) -> keras.Model:
@@ -66,9 +66,7 @@ class Laboratory:
 
     def begin(self, seed: int) -> None:
         """The initial weights of a seed, the same for every method."""
-        self.trainer.store()
-        if self._kind.__module__.endswith("jax"):
-            self.trainer = self._kind(self.model, self._micro_batch)
+        self.trainer.release()
         for variable, value in zip(self.model.variables, self._build(seed).variables, strict=True):
             variable.assign(value)
 
@@ -120,11 +118,9 @@ class Laboratory:
 
     def _loss(self, run: Run, optimizer: keras.optimizers.Optimizer, part: str) -> float:
         weights = None
-        if run.method.endswith("ScheduleFreeAdamW"):
+        if large_batch_optimizers.averages(run):
             self.trainer.store()
-            weights = large_batch_optimizers.averaged_weights(
-                run, optimizer, self.trainer.variables
-            )
+            weights = large_batch_optimizers.averaged_weights(optimizer, self.trainer.variables)
         return self.trainer.evaluate(self._held_out[part], weights)
 
     def examples_per_second(self, run: Run, seconds: float) -> float:

@@ -75,6 +75,11 @@ class Trainer:
                 for variable, value in zip(variables, values, strict=True):
                     variable.assign(jnp.copy(value))
 
+    def release(self) -> None:
+        """Leaves no state here: what is assigned to the variables is what counts."""
+        self.store()
+        self._optimizer = self._state = None
+
     def _values(self) -> tuple[list[Any], list[Any]]:
         if self._state is not None:
             return self._state[0], self._state[1]

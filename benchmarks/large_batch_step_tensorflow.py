@@ -69,6 +69,9 @@ class Trainer:
     def store(self) -> None:
         """Leaves all state in the variables, where it is anyway."""
 
+    def release(self) -> None:
+        """Leaves no state here, where there is none anyway."""
+
     def _assign(self, weights: Sequence[np.ndarray] | None) -> None:
         if weights is not None:
             for variable, value in zip(self.variables, weights, strict=True):

@@ -70,7 +70,9 @@ def computed() -> dict[str, np.ndarray]:
         trainer.use(optimizer)
         losses = [trainer.step(rows) for rows in batches()]
         trainer.store()
-        weights = large_batch_optimizers.averaged_weights(run, optimizer, trainer.variables)
+        weights = None
+        if large_batch_optimizers.averages(run):
+            weights = large_batch_optimizers.averaged_weights(optimizer, trainer.variables)
         found[f"{label}/losses"] = np.array(losses)
         found[f"{label}/evaluated"] = np.float64(trainer.evaluate(first, weights))
         for variable in trainer.variables:

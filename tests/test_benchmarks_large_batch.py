@@ -183,11 +183,10 @@ def test_schedule_free_evaluates_its_average() -> None:
         v = run.beta_2 * v + (1 - run.beta_2) * gradient.astype(np.float64) ** 2
         z = z - 0.1 * gradient / (np.sqrt(v / (1 - run.beta_2**step)) + 1e-6)
         x = (1 - 1 / step) * x + z / step
-    averaged = large_batch_optimizers.averaged_weights(run, optimizer, model.trainable_variables)
-    assert averaged is not None
+    averaged = large_batch_optimizers.averaged_weights(optimizer, model.trainable_variables)
     np.testing.assert_allclose(averaged[0], x, atol=1e-5)
-    other = large_batch_optimizers.create(run_of("AdamW"), 10, model.trainable_variables)
-    assert large_batch_optimizers.averaged_weights(run_of("AdamW"), other, []) is None
+    assert large_batch_optimizers.averages(run)
+    assert not large_batch_optimizers.averages(run_of("AdamW"))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -197,16 +196,14 @@ def test_optimizers_are_as_their_papers_have_them(name: str, laboratory: Laborat
     is_lans = METHODS[name].optimizer == "LANS"
     assert config["global_clipnorm"] == (None if is_lans else 1.0)
     assert config["weight_decay"] == 0.01 and optimizer.epsilon == 1e-6
-    if METHODS[name].optimizer == "LAMB":
-        assert config["exclude_from_layer_adaptation"] == large_batch_optimizers.UNDECAYED
-        assert config["exclude_from_weight_decay"] == large_batch_optimizers.UNDECAYED
-    elif is_lans:
-        assert (
-            config["exclude_from_layer_adaptation"] is config["exclude_from_weight_decay"] is None
-        )
+    if METHODS[name].optimizer in ("LAMB", "LANS"):
+        excluded = None if "every block" in name else large_batch_optimizers.UNDECAYED
+        assert config["exclude_from_layer_adaptation"] == excluded
+        assert config["exclude_from_weight_decay"] == excluded
+    if is_lans:
         assert config["normalize_gradients"] == ("normalisation" not in name)
         assert config["nesterov"] == ("Nesterov" not in name)
-    else:
+    elif METHODS[name].optimizer != "LAMB":
         decays = {
             each.path: optimizer._use_weight_decay(each) for each in laboratory.trainer.variables
         }
@@ -303,17 +300,17 @@ def test_a_study_is_breadth_first_and_ends() -> None:
     records = play()
     runs = [Run(**record["settings"]) for record in records]
     assert len({record["run"] for record in records}) == len(records)
-    assert len(records) == large_batch_queue.total(STUDY) == 9 * 2 + 5 * 2 + (9 + 5) * 2
+    assert len(records) == large_batch_queue.total(STUDY) == 10 * 2 + 5 * 2 + (10 + 5) * 2
     done = large_batch_queue.of_study(STUDY, records)
     assert large_batch_queue.finished(STUDY, done) == len(records)
-    assert [run.method for run in runs[:9]] == [run.method for run in runs[9:18]] == list(METHODS)
-    assert {run.batch for run in runs[:18]} == {16} and {run.batch for run in runs[18:28]} == {8}
-    assert [run.seed for run in runs] == [0] * 28 + [1] * 14 + [2] * 14
-    assert len({(run.beta_2, run.warmup_ratio) for run in runs[:9]}) == 1
+    assert [run.method for run in runs[:10]] == [run.method for run in runs[10:20]] == list(METHODS)
+    assert {run.batch for run in runs[:20]} == {16} and {run.batch for run in runs[20:30]} == {8}
+    assert [run.seed for run in runs] == [0] * 30 + [1] * 15 + [2] * 15
+    assert len({(run.beta_2, run.warmup_ratio) for run in runs[:10]}) == 1
     for method in METHODS.values():
-        tuning = [each for each in records[:18] if each["settings"]["method"] == method.name]
+        tuning = [each for each in records[:20] if each["settings"]["method"] == method.name]
         best = min(tuning, key=lambda each: each["validation_loss"])["settings"]
-        for run in runs[28:]:
+        for run in runs[30:]:
             if run.method == method.name and run.batch == 16:
                 assert run == Run(**{**best, "seed": run.seed})
         assert all(
@@ -323,7 +320,7 @@ def test_a_study_is_breadth_first_and_ends() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(cut=st.integers(0, 56))
+@given(cut=st.integers(0, 60))
 def test_a_study_goes_on_where_it_was_cut(cut: int) -> None:
     whole = play()
     done = large_batch_queue.of_study(STUDY, whole[:cut])
@@ -331,6 +328,32 @@ def test_a_study_goes_on_where_it_was_cut(cut: int) -> None:
     assert (following is None) == (cut == len(whole))
     if following is not None:
         assert following.key(STUDY) == whole[cut]["run"]
+
+
+def test_a_plan_is_noted_where_it_changes(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "results.jsonl"
+    other = dataclasses.replace(STUDY, data="other")
+    longer = dataclasses.replace(STUDY, draws=3)
+    for study in (STUDY, STUDY, other, STUDY, longer, longer, STUDY):
+        large_batch_queue.note_plan(path, study, None)
+    large_batch_queue.note_plan(path, STUDY, 2.5)
+    plans = large_batch_queue.plans(large_batch_queue.read(path))
+    assert [plan["study"] == STUDY.key for plan in plans] == [True, False, True, True, True]
+    assert [plan["draws"] for plan in plans] == [2, 2, 3, 2, 2]
+    assert [plan["target_loss"] for plan in plans] == [None] * 4 + [2.5]
+
+
+def test_a_best_rate_at_an_end_is_marked() -> None:
+    records = play()
+    text = large_batch_report.table(STUDY, records, [], None)
+    for place in large_batch_report.places(STUDY, records):
+        if place.batch == 8 and place.best is not None:
+            (row,) = (
+                line for line in text.splitlines() if line.startswith(f"| {place.method.name} | 8 ")
+            )
+            rates = sorted(each["settings"]["learning_rate"] for each in place.tuning)
+            end = "the least" if place.best.learning_rate == rates[0] else "the greatest"
+            assert f"{place.best.learning_rate:g} ({end} tried) |" in row
 
 
 def test_a_method_that_never_converges_is_left_at_that() -> None:
@@ -404,7 +427,7 @@ def test_charts_and_table_show_what_there_is(tmp_path: pathlib.Path) -> None:
         paths = large_batch_charts.draw(STUDY, records, str(tmp_path / "study"), None)
         assert len(paths) == (0 if count == 0 else 5)
         text = large_batch_report.table(STUDY, records, paths, None)
-        assert f"{len(records)} of 56 runs" in text
+        assert f"{len(records)} of 60 runs" in text
     assert "the tuning seed alone" not in text and "unfinished" not in text
 
 
@@ -489,7 +512,7 @@ def test_quick_is_killed_goes_on_and_draws_everything(tmp_path: pathlib.Path) ->
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if " 2/28 " in line:
+        if " 2/30 " in line:
             process.kill()
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
@@ -498,9 +521,9 @@ def test_quick_is_killed_goes_on_and_draws_everything(tmp_path: pathlib.Path) ->
 
     completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
-    assert "examples/s in" in completed.stdout and "28 of 28 runs are done" in completed.stdout
+    assert "examples/s in" in completed.stdout and "30 of 30 runs are done" in completed.stdout
     after = results.read_text()
-    assert after.startswith(before) and after.count('"kind": "run"') == 28
+    assert after.startswith(before) and after.count('"kind": "run"') == 30
     charts = {"loss_by_batch", "loss_by_rate", "best_of_n", "loss_curves", "steps_to_target"}
     for name in charts | {"variance"}:
         assert os.path.getsize(tmp_path / f"results_{name}.png") > 5_000

@@ -1,14 +1,11 @@
 """No figure of ours in the documentation is typed by hand: each follows from a JSON in the tree."""
 
-import contextlib
 import dataclasses
 import importlib
-import itertools
 import json
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import pytest
 
@@ -19,11 +16,10 @@ from benchmarks import (
     markdown_part,
     page,
 )
-from benchmarks.large_batch_settings import ModelSizes, Study
+from benchmarks.large_batch_settings import Study
 from tests import figures
 from tests.figures import ROOT, Bound
 from tests.figures_allowed import ALLOWED, BOUND
-from tfrecords.errors import UserError
 
 # The page of the benchmarks is generated as a whole.
 WHOLE = ROOT / "docs" / "benchmarks.md"
@@ -53,27 +49,21 @@ each_document = pytest.mark.parametrize("name", DOCUMENTS)
 def study_parts(part: str) -> Iterator[str]:
     """What `benchmarks.large_batch` may have written, for each study that its results hold.
 
-    The charts it drew are those that the part shows. Its flags for the batches and the numbers of
-    draws, rates and seeds are in no record, but how many runs they make is in the part.
+    The charts it drew are those that the part shows. It may not have been told of the document.
     """
+    yield ""
     records = large_batch_queue.read(figures.RESULTS / "large_batch.jsonl")
     charts = re.findall(r"!\[[^]]*\]\(([^)]*)\)", part)
-    (total,) = re.findall(r"^\d+ of (\d+) runs", part, re.MULTILINE)
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        if record["kind"] == "run":
-            runs.setdefault(record["study"], []).append(record)
-    counts = itertools.product(range(12, 0, -1), range(4, 0, -1), (3, 2, 1, 4, 5))
-    for (draws, rates, seeds), own in itertools.product(counts, runs.values()):
-        common = {**own[0]["common"], "sizes": ModelSizes(**own[0]["common"]["sizes"])}
-        del common["version"]
-        flags = {**common, "draws": draws, "rates": rates, "seeds": seeds}
-        batches = tuple(sorted({each["settings"]["batch"] for each in own}))
-        for given in ({}, {"batches": batches}):
-            with contextlib.suppress(UserError):
-                study = Study(**flags, **given)
-                if large_batch_queue.total(study) == int(total):
-                    yield large_batch_report.table(study, records, charts, None).strip()
+    runs = {record["study"]: record for record in records if record["kind"] == "run"}
+    for plan in large_batch_queue.plans(records):
+        if plan["study"] in runs:
+            common = dict(runs[plan["study"]]["common"])
+            del common["version"]
+            asked = {name: plan[name] for name in ("batches", "draws", "rates", "seeds")}
+            fields = {**common, "seed": 0, **asked}
+            study = Study.from_json(json.dumps(fields))
+            target = plan["target_loss"]
+            yield large_batch_report.table(study, records, charts, target).strip()
 
 
 def expected_parts(name: str, part: str) -> Iterable[str]:
@@ -243,10 +233,11 @@ def test_the_study_is_found_again_in_its_records(
                 "versions": {},
             }
             large_batch_queue.append(tmp_path / "large_batch.jsonl", record)
-        records = large_batch_queue.read(tmp_path / "large_batch.jsonl")
-        part = large_batch_report.table(study, records, ["results/a_b.png"], None)
-        assert part.strip() in study_parts(part)
-        assert part.replace("3.600", "3.601").strip() not in study_parts(part)
         fewer = dataclasses.replace(study, draws=3, seeds=2)
-        part = large_batch_report.table(fewer, records, [], None)
-        assert part.strip() in study_parts(part)
+        for asked, target in ((study, None), (fewer, 3.7)):
+            path = tmp_path / "large_batch.jsonl"
+            large_batch_queue.note_plan(path, asked, target)
+            records = large_batch_queue.read(path)
+            part = large_batch_report.table(asked, records, ["results/a_b.png"], target)
+            assert part.strip() in study_parts(part)
+            assert part.replace("3.600", "3.601").strip() not in study_parts(part)
