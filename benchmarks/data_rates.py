@@ -92,7 +92,8 @@ def report(flag_values: flags.FlagValues, work_dir: pathlib.Path) -> dict[str, A
             found = counted(read(output_dir, seq_length), Vocabulary.load(vocab_file))
             rows.append({"maker": maker, "seq_length": seq_length, **found})
     return {
-        **machine.heading("benchmarks.data_rates"),
+        **machine.heading(_MODULE),
+        "processor": machine.processor(),
         "versions": machine.versions(("tensorflow", "tf-models-official", "tf-lans")),
         "text": {"source": text.source, "bytes": len(content)},
         "makers": {maker: CONTENDERS[maker].makes for maker in _MAKERS},

@@ -51,7 +51,9 @@ def run_chains(names: Sequence[str]) -> Rows:
             check=False,
         )
         if not report.exists():
-            raise UserError("pytest left no report; is it installed? pip install 'tf-lans[dev]'")
+            raise UserError(
+                "pytest left no report; is it installed? pip install '.[dev]' in a clone"
+            )
         return rows_of(report.read_text(encoding="utf-8"), names)
 
 

@@ -37,6 +37,7 @@ flags.DEFINE_string("output", RESULTS, "The JSON file to write.", flag_values=FL
 
 _ALL_PASSED, _SOME_FAILED = 0, 1  # pytest's exit codes
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
+_INSTALL = "in a clone, pip install '.[data,dev]' there"
 _COLUMNS = {
     "python": "Python",
     "tensorflow": "TensorFlow",
@@ -91,12 +92,10 @@ def versions(python: str) -> dict[str, str]:
     )
     if completed.returncode:
         last = (completed.stderr.strip().splitlines() or ["no output"])[-1]
-        raise UserError(
-            f"{python} cannot say its packages: {last}; install tf-lans[data,dev] there"
-        )
+        raise UserError(f"{python} cannot say its packages: {last}; {_INSTALL}")
     found = json.loads(completed.stdout)
     if "tensorflow" not in found:
-        raise UserError(f"{python} has no tensorflow; install tf-lans[data,dev] there")
+        raise UserError(f"{python} has no tensorflow; {_INSTALL}")
     return found
 
 

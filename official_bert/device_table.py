@@ -2,7 +2,9 @@
 
 A device is what TensorFlow counts as a replica: a GPU; a TPU v3 core, two of which share a chip;
 a TPU v4, v5e or v5p chip; a CPU socket. Bandwidths are one way, since a ring sends and receives
-at the same time; where a source gives both directions together it is halved.
+at the same time; where a source gives both directions together it is halved. The GB of a memory's
+size is 2^30 bytes, which is what its makers mean by it whether they write GB or GiB; the GB/s of a
+bandwidth is 10^9 bytes.
 """
 
 import dataclasses
@@ -92,7 +94,7 @@ _ROWS = (
         platform=GPU,
         precision="bfloat16",
         peak_flops=989e12,
-        memory_bytes=141 * _GB,
+        memory_bytes=141 * _GIB,
         memory_bandwidth=4800 * _GB,
         devices_per_worker=8,
         link_bandwidth=900 * _GB / 2,
@@ -131,7 +133,7 @@ _ROWS = (
         platform=TPU,
         precision="bfloat16",
         peak_flops=197e12,
-        memory_bytes=16 * _GB,
+        memory_bytes=16 * _GIB,
         memory_bandwidth=819 * _GB,
         devices_per_worker=8,
         link_bandwidth=400 * _GB / 2,

@@ -193,6 +193,6 @@ def _devices(num_gpus: int) -> list[str]:
     if num_gpus < 0 or num_gpus > len(found):
         raise UserError(
             f"runtime.num_gpus is {num_gpus}, TensorFlow sees {len(found)}; lower it, or "
-            "install tf-lans[cuda] and check nvidia-smi"
+            "pip install '.[cuda]' in a clone and check nvidia-smi"
         )
     return found[:num_gpus] if num_gpus else found

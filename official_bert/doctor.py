@@ -40,8 +40,6 @@ from tfrecords import command, decoding, schema
 from tfrecords.errors import UserError
 
 _ALONE, _TOGETHER = ("one_device", "mirrored"), "multi_worker_mirrored"
-# The share of a device from which an estimate, which knows no temporary buffers, is a warning.
-_TIGHT = 0.5
 
 FLAGS = flags.FlagValues()
 configuration.define_flags(FLAGS, experiments.PRETRAINING)
@@ -71,7 +69,7 @@ def runtime_problems(
     if runtime.num_gpus > seen["GPU"]:
         yield (
             f"runtime.num_gpus is {runtime.num_gpus}, TensorFlow sees {seen['GPU']}; lower it, or "
-            "install tf-lans[cuda] and check nvidia-smi"
+            "pip install '.[cuda]' in a clone and check nvidia-smi"
         )
     if name == "tpu" and not runtime.tpu and not seen["TPU"]:
         yield (
@@ -342,7 +340,7 @@ def _memory(
     limit = machine.gpu_bytes if on_gpu else machine.memory_bytes if on_cpu else None
     warnings = list(runtime_warnings(params, machine, on_cpu))
     needed = copies * memory.total
-    if limit is not None and needed > _TIGHT * limit:
+    if limit is not None and needed > estimates.TIGHT * limit:
         warnings.append(
             f"training takes about {estimates.in_words(needed)} and what the framework keeps on "
             f"top, the device has {estimates.in_words(limit)}: it "
@@ -374,7 +372,7 @@ def _examples(
 def _predictions(manifest: tfrecords.Manifest | None, data: config_definitions.DataConfig) -> int:
     """M of the shards, or what BERT's rate of masks makes of a row."""
     if manifest is None or data.seq_length not in manifest.seq_lengths:
-        rate = 0.15 if data.masked_lm_prob is None else data.masked_lm_prob
+        rate = estimates.MASKED_LM_PROB if data.masked_lm_prob is None else data.masked_lm_prob
         return data.max_predictions_per_seq or schema.default_max_predictions(data.seq_length, rate)
     choice = decoding.MaskingChoice(
         masked_lm_prob=data.masked_lm_prob, max_predictions_per_seq=data.max_predictions_per_seq

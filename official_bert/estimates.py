@@ -11,6 +11,11 @@ from official.nlp.configs import bert, encoders
 
 from official_bert import optimization
 
+# The share of a device's memory from which an estimate, which knows no temporary buffers, is tight.
+TIGHT = 0.5
+# BERT's share of tokens to guess, where neither shards nor a recipe say another.
+MASKED_LM_PROB = 0.15
+
 _FLOAT32 = 4
 # Model Garden's optimizers that keep fewer than the two float32 moments of Adam and its family.
 _SLOTS = {"sgd": 1, "sgd_experimental": 1, "lars": 1, "adagrad": 1}

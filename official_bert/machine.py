@@ -148,8 +148,8 @@ def device_problems(
     gpus = visible_gpus(len(machine.gpus), cuda_visible_devices)
     if seen["GPU"] < gpus:
         yield (
-            f"TensorFlow sees {seen['GPU']} of {gpus} GPUs: install tf-lans[cuda] for the CUDA "
-            "libraries it needs, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1"
+            f"TensorFlow sees {seen['GPU']} of {gpus} GPUs: pip install '.[cuda]' in a clone "
+            "for the CUDA libraries it needs, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1"
         )
     if machine.tpus and not seen["TPU"]:
         yield (

@@ -22,15 +22,10 @@ def draw(points: Sequence[Point], planned: Point, title: str) -> bytes:
     axes.plot(devices, hours, "k-", linewidth=2, label="the run")
     ideal = [hours[0] / count for count in devices]
     axes.plot(devices, ideal, "k:", linewidth=0.8, label="if all went with the devices")
-    parts = {
-        "compute": [point.parts.compute for point in points],
-        "update": [point.parts.update for point in points],
-        "all-reduce": [point.parts.all_reduce for point in points],
-        "input": [point.parts.input for point in points],
-    }
-    for number, (name, seconds) in enumerate(parts.items()):
+    parts = [point.parts.parts for point in points]
+    for number, name in enumerate(parts[0]):
         style = {"color": f"C{number}", "linewidth": 1, "linestyle": "--"}
-        axes.plot(devices, [value / _HOUR for value in seconds], label=name, **style)
+        axes.plot(devices, [part[name] / _HOUR for part in parts], label=name, **style)
     axes.plot([planned.devices], [planned.seconds / _HOUR], "ko", label="the plan")
     last = plan_time.last_that_pays(points)
     if last is not None:

@@ -17,7 +17,6 @@ from official_bert import (
 from tfrecords import schema
 
 _MODEL = "bert_large_phase1.yaml"
-_MASKED = 0.15
 _LANS, _LAMB = plan_steps.RECIPES["lans"], plan_steps.RECIPES["lamb"]
 _NVIDIA = (
     "NVIDIA DeepLearningExamples, TensorFlow2/LanguageModeling/BERT: README.md for batches, "
@@ -140,7 +139,9 @@ def works(
     return [
         plan_time.Work(
             flops_per_example=plan_time.flops_per_example(
-                model, seq_length, schema.default_max_predictions(seq_length, _MASKED)
+                model,
+                seq_length,
+                schema.default_max_predictions(seq_length, estimates.MASKED_LM_PROB),
             ),
             trained=estimates.parameters(model).trained,
             seq_length=seq_length,

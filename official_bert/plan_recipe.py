@@ -28,7 +28,6 @@ VOCAB_SIZE = 30522
 _HEAD_WIDTH, _POSITIONS = 64, 512
 _CHECKPOINTS, _LOOP, _LONG = 35, 10, 10_000
 _EVALUATED = {True: 64, False: 32}
-_NO_SHARDS = ".input_path is empty"
 _WIDTH = 98
 
 Recipe = dict[str, Any]
@@ -238,5 +237,5 @@ def check(params: config_definitions.ExperimentConfig, phase: Phase) -> None:
         params, "train_and_eval", workers=phase.cut.workers, replicas=phase.cut.replicas
     )
     for problem in found:
-        if _NO_SHARDS not in problem:
+        if not isinstance(problem, preflight.NoShards):
             raise UserError(problem)

@@ -8,8 +8,6 @@ from official_bert.plan_result import Planned
 from official_bert.plan_time import Cluster, Point, duration
 
 _WIDTH = 96
-# An estimate that knows no temporary buffers is tight from this share of the memory on.
-_TIGHT = 0.5
 
 Rows = list[tuple[str, str]]
 
@@ -51,7 +49,7 @@ def memory_rows(planned: Planned, cluster: Cluster) -> Rows:
     """What a device needs and has, estimated."""
     needed, limit = planned.memory.total, cluster.device.memory_bytes
     words = f"{estimates.in_words(needed)} of {estimates.in_words(limit)}"
-    if needed > _TIGHT * limit:
+    if needed > estimates.TIGHT * limit:
         fits = "will" if needed > limit else "may"
         words += f": it {fits} not fit, with what the framework adds; lower --micro_batch"
     return [("memory of a device", words)]
@@ -62,10 +60,10 @@ def time_rows(planned: Planned) -> Rows:
     step = planned.step
     rate = planned.phase.cut.global_batch / step.total
     return [
-        ("compute", duration(step.compute)),
-        ("update", duration(step.update)),
-        ("all-reduce", duration(step.all_reduce)),
-        ("input, beside the rest", duration(step.input)),
+        (plan_time.COMPUTE, duration(step.compute)),
+        (plan_time.UPDATE, duration(step.update)),
+        (plan_time.ALL_REDUCE, duration(step.all_reduce)),
+        (f"{plan_time.INPUT}, beside the rest", duration(step.input)),
         ("a step", f"{duration(step.total)}, {_count(rate)} examples a second; {step.limit} binds"),
         ("the phase", duration(planned.phase.steps * step.total)),
     ]

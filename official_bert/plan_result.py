@@ -10,8 +10,6 @@ from official_bert.plan_steps import Phase
 from official_bert.plan_time import Assumptions, Cluster, StepTime, Work
 from tfrecords import schema
 
-_MASKED = 0.15
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Planned:
@@ -62,7 +60,7 @@ def complete(
     """
     params = plan_recipe.load(plan_recipe.text(recipe, []))
     plan_recipe.check(params, phase)
-    predictions = schema.default_max_predictions(phase.seq_length, _MASKED)
+    predictions = schema.default_max_predictions(phase.seq_length, estimates.MASKED_LM_PROB)
     if manifest is not None:
         predictions = manifest.max_predictions_per_seq(phase.seq_length)
     labelled = params.task.train_data.use_next_sentence_label

@@ -193,10 +193,20 @@ class StepTime:
         return max(self.compute + self.update + self.all_reduce, self.input)
 
     @property
+    def parts(self) -> dict[str, float]:
+        """The seconds of each part, by its name."""
+        return {
+            COMPUTE: self.compute,
+            UPDATE: self.update,
+            ALL_REDUCE: self.all_reduce,
+            INPUT: self.input,
+        }
+
+    @property
     def limit(self) -> str:
         """What binds: the input, where the rest waits for it, otherwise the longest part."""
-        parts = {COMPUTE: self.compute, UPDATE: self.update, ALL_REDUCE: self.all_reduce}
-        if self.input > sum(parts.values()):
+        parts = self.parts
+        if parts.pop(INPUT) > sum(parts.values()):
             return INPUT
         return max(parts, key=lambda name: parts[name])
 

@@ -30,6 +30,12 @@ from tfrecords.order import Order
 Problems = Iterator[str]
 
 
+class NoShards(str):
+    """The problem of a data config that names no folder, which a recipe may leave to its run."""
+
+    __slots__ = ()
+
+
 def check(
     params: config_definitions.ExperimentConfig,
     mode: str,
@@ -361,7 +367,7 @@ def _data_problems(
             f"seq_length {data.seq_length}"
         )
     if not data.input_path:
-        yield (
+        yield NoShards(
             f"task.{name}.input_path is empty; give the folder that tfrecords.build wrote, for "
             f"example --params_override=task.{name}.input_path=shards"
         )

@@ -208,6 +208,19 @@ def test_the_packages_names_are_there(pages: dict[str, Elements]) -> None:
             assert re.search(rf"\b{package.__name__}\.(\w+\.)?{name}\b", text), name
 
 
+def test_what_documents_import_is_there(pages: dict[str, Elements]) -> None:
+    shown = set().union(*(page.ids for name, page in pages.items() if "reference/" in name))
+    imported = {
+        f"{package}.{name.strip()}"
+        for document in PAGES
+        for package, names in re.findall(
+            r"(?m)^(?:>>> )?from (official_bert) import ([\w, ]+)$", read(document)
+        )
+        for name in names.split(",")
+    }
+    assert imported and imported - shown == set()
+
+
 def test_published_recipes_are_there(pages: dict[str, Elements]) -> None:
     expected = {"tf_lans.recipes.LANS_96K_33K", "tf_lans.recipes.LAMB_64K_32K"}
     assert expected <= pages["reference/tf_lans.html"].ids

@@ -58,8 +58,8 @@ def _beam_pipeline() -> ModuleType:
         if (error.name or "").split(".")[0] != "apache_beam":
             raise
         raise UserError(
-            "Apache Beam is not installed; pip install 'tf-lans[beam]', or build on this machine "
-            "with python -m tfrecords.build"
+            "Apache Beam is not installed; pip install '.[beam]' in a clone, or build on this "
+            "machine with python -m tfrecords.build"
         ) from error
 
 

@@ -21,7 +21,7 @@ def test_the_extra_is_named(
     arguments = build_arguments(corpus_dir, vocab_file, tmp_path / "shards")
     assert build_beam.main([flag for flag in arguments if "num_processes" not in flag]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: Apache Beam is not installed; pip install 'tf-lans[beam]'")
+    assert error.startswith("error: Apache Beam is not installed; pip install '.[beam]' in a clone")
     assert error.count("\n") == 1
     assert not (tmp_path / "shards").exists()
 
