@@ -236,23 +236,21 @@ def _range_rows() -> list[str]:
 
 
 def _variance_rows(record: Mapping[str, Any]) -> list[str]:
+    schemes: dict[str, list[Mapping[str, Any]]] = {}
+    for row in record["points"]["trained"]:
+        schemes.setdefault(row["scheme"], []).append(row)
     lines = [
         f"Gradient variance over {record['examples']:,} examples, times the batch, over that of a "
-        f"single example; an epoch of {record['workers']} overlapping workers on "
-        f"{record['files']} files draws {100 * record['epoch_coverage']:.0f} % of the examples on "
-        "average:",
+        f"single example, after {record['trained_steps']:,} steps; an epoch of {record['workers']} "
+        f"overlapping workers on {record['files']} files draws "
+        f"{100 * record['epoch_coverage']:.0f} % of the examples on average:",
         "",
-        "| sampling | batch | at the initial weights | after "
-        f"{record['trained_steps']:,} steps | theory |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| batch |" + "".join(f" {scheme} | theory |" for scheme in schemes),
+        "| ---: |" + " ---: | ---: |" * len(schemes),
     ]
-    for initial, trained in zip(
-        record["points"]["initial"], record["points"]["trained"], strict=True
-    ):
-        lines.append(
-            f"| {initial['scheme']} | {initial['batch']:,} | {_with_error(initial)} | "
-            f"{_with_error(trained)} | {initial['theory']:.3f} |"
-        )
+    for rows in zip(*schemes.values(), strict=True):
+        cells = (f" {_with_error(row)} | {row['theory']:.3f} |" for row in rows)
+        lines.append(f"| {rows[0]['batch']:,} |" + "".join(cells))
     return lines
 
 

@@ -318,4 +318,4 @@ def study(records: Sequence[Figures]) -> Blocks:
         *("on", "dates", "model", "batches", "examples of a run"),
         *("runs", "diverged", "hours of runs"),
     )
-    return [table(columns, rows, left=4)]
+    return [table(columns, rows, left=4)] if rows else ["No run is finished yet."]

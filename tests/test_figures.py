@@ -54,10 +54,10 @@ def study_parts(part: str) -> Iterator[str]:
     yield ""
     records = large_batch_queue.read(figures.RESULTS / "large_batch.jsonl")
     charts = re.findall(r"!\[[^]]*\]\(([^)]*)\)", part)
-    runs = {record["study"]: record for record in records if record["kind"] == "run"}
+    made = {record["study"]: record for record in records if "common" in record}
     for plan in large_batch_queue.plans(records):
-        if plan["study"] in runs:
-            common = dict(runs[plan["study"]]["common"])
+        if plan["study"] in made:
+            common = dict(made[plan["study"]]["common"])
             del common["version"]
             asked = {name: plan[name] for name in ("batches", "draws", "rates", "seeds")}
             fields = {**common, "seed": 0, **asked}
