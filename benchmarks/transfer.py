@@ -31,6 +31,8 @@ from tfrecords.errors import UserError
 
 PHASES = ("bert_mini_phase1.yaml", "bert_mini_phase2.yaml")
 SEQ_LENGTHS = (64, 256)
+# Each task starts from the phase whose rows have its length.
+_PHASES_OF_TASKS = {"sst2": "phase1", "squad": "phase2"}
 _MODULE = "benchmarks.transfer"
 
 FLAGS = flags.FlagValues()
@@ -107,7 +109,8 @@ def _start(layout: demo.Layout, starting_point: str, phase2: str, task: str) -> 
         # From random weights the pooler is new anyway; the one that learnt next sentences in a
         # short run is saturated.
         new_pooler = ["--new_pooler"] if task == "sst2" else []
-        return [f"--init_checkpoint={layout.path('pretrained', 'phase2')}", *new_pooler]
+        checkpoint = layout.path("pretrained", _PHASES_OF_TASKS[task])
+        return [f"--init_checkpoint={checkpoint}", *new_pooler]
     return [f"--config_file={phase2}", f"--vocab_file={layout.path('vocab.txt')}", "--lower_case"]
 
 
