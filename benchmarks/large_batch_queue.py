@@ -92,7 +92,8 @@ def note_plan(path: str | os.PathLike[str], study: Study, target_loss: float | N
         "seeds": study.seeds,
         "target_loss": target_loss,
     }
-    if ([None] + [each for each in plans(read(path)) if each["study"] == study.key])[-1] != record:
+    noted = [each for each in plans(read(path)) if each["study"] == study.key]
+    if noted[-1:] != [record]:
         append(path, record)
 
 

@@ -1,8 +1,8 @@
 """One run of the study: from the initial weights of its seed to its record.
 
 A backend's `Trainer(model, micro_batch)` has `use(optimizer)`, `step(rows)`, `gradient(rows)`,
-`evaluate(rows, weights)`, `store()`, after which the state lies in Keras's variables, and
-`release()`, after which it lies nowhere else until `use` is called again.
+`evaluate(rows, weights)`, `store()`, after which the state lies in Keras's variables too, and
+`release()`, which forgets it, so that what is assigned to the variables is what counts.
 """
 
 from __future__ import annotations

@@ -77,7 +77,6 @@ class Trainer:
 
     def release(self) -> None:
         """Leaves no state here: what is assigned to the variables is what counts."""
-        self.store()
         self._optimizer = self._state = None
 
     def _values(self) -> tuple[list[Any], list[Any]]:

@@ -70,7 +70,7 @@ class Trainer:
         """Leaves all state in the variables, where it is anyway."""
 
     def release(self) -> None:
-        """Leaves no state here, where there is none anyway."""
+        """Forgets no state, for there is none but in the variables."""
 
     def _assign(self, weights: Sequence[np.ndarray] | None) -> None:
         if weights is not None:

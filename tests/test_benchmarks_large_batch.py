@@ -343,17 +343,32 @@ def test_a_plan_is_noted_where_it_changes(tmp_path: pathlib.Path) -> None:
     assert [plan["target_loss"] for plan in plans] == [None] * 4 + [2.5]
 
 
-def test_a_best_rate_at_an_end_is_marked() -> None:
-    records = play()
-    text = large_batch_report.table(STUDY, records, [], None)
-    for place in large_batch_report.places(STUDY, records):
-        if place.batch == 8 and place.best is not None:
-            (row,) = (
-                line for line in text.splitlines() if line.startswith(f"| {place.method.name} | 8 ")
-            )
-            rates = sorted(each["settings"]["learning_rate"] for each in place.tuning)
-            end = "the least" if place.best.learning_rate == rates[0] else "the greatest"
-            assert f"{place.best.learning_rate:g} ({end} tried) |" in row
+@pytest.mark.parametrize(
+    ("batch", "tried", "best", "mark"),
+    [
+        (8, [1.0, 2.0, 3.0], 1.0, " (the least tried)"),
+        (8, [1.0, 2.0, 3.0], 2.0, ""),
+        (8, [1.0, 2.0, 3.0], 3.0, " (the greatest tried)"),
+        (8, [1.0], 1.0, ""),
+        (16, [3.1e-4], 3.1e-4, " (near the range's end)"),
+        (16, [3e-3], 3e-3, ""),
+        (16, [2.9e-2], 2.9e-2, " (near the range's end)"),
+    ],
+)
+def test_a_best_rate_at_an_end_is_marked(
+    batch: int, tried: list[float], best: float, mark: str
+) -> None:
+    run = run_of("AdamW", batch=batch, learning_rate=best)
+    place = large_batch_report.Place(
+        method=METHODS["AdamW"],
+        batch=batch,
+        best=run,
+        is_tuned=True,
+        tuning=[{"settings": {"learning_rate": rate}} for rate in tried],
+        at_best=[],
+        is_fresh=False,
+    )
+    assert large_batch_report._edge(STUDY, run, place) == mark
 
 
 def test_a_method_that_never_converges_is_left_at_that() -> None:
@@ -466,6 +481,8 @@ def test_the_sketch_keeps_squared_norms_on_average() -> None:
         ("--batches=16,48", "no multiple of the batch 48"),
         ("--max_predictions=40", "expected less than 14"),
         ("--seq_length=32", "rows of --data are 16 long"),
+        ("--vocab_size=512", "--data has 1024"),
+        ("--held_out=4", "--data has 20"),
         ("--document=absent.md", "absent.md"),
     ],
 )
@@ -475,7 +492,8 @@ def test_mistakes_are_told_in_one_line(
     data = tmp_path / "rows.npz"
     text = text_of(100)
     parts = {name: getattr(text, name) for name in ("train", "validation", "test")}
-    np.savez(data, vocab_size=64, source="made up", **parts)
+    # More than --quick asks for where nobody does.
+    np.savez(data, vocab_size=1024, source="made up", **parts)
     results = tmp_path / "results.jsonl"
     common = ["--quick", f"--data={data}", f"--results={results}"]
     assert large_batch.main([*common, argument]) == 2

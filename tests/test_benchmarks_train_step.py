@@ -61,13 +61,19 @@ def test_batches_look_like_those_of_a_reader(length: int, predictions: int, seed
     assert all((rows[name] == again[name]).all() for name in rows)
 
 
-def test_ours_and_model_gardens_train_the_same_model_on_the_same_batches() -> None:
+def test_ours_and_model_gardens_train_the_same_model_on_the_same_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What this process held before it came here is no measure of anything.
+    kilobytes = {"VmRSS": 100, "VmHWM": 400}
+    monkeypatch.setattr(update_contenders, "_status_kilobytes", kilobytes.__getitem__)
     answers = {}
     for contender in (STOCK, FOUR):
         said: list[dict[str, Any]] = []
         train_step_process.serve(contender, SMALL, ["2\n", "1\n"], said.append)
         ready, *turns = said
         assert ready["first_s"] > max(turn["seconds"] for turn in turns) > 0
+        assert [turn["peak_bytes"] for turn in turns] == [300 * 1024] * 2
         answers[contender] = (ready["parameters"], turns[0]["loss"])
     parameters, losses = zip(*answers.values(), strict=True)
     assert len(set(parameters)) == 1
