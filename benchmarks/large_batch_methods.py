@@ -4,7 +4,7 @@ Every range is two decades wide, around what 64 steps need: far more than thousa
 Layer norms and biases are neither decayed nor, by LAMB and LANS, adapted, as published BERT runs
 have it: an adapted block of zeros grows by shares of its own norm, for which these runs are too
 short. One contender is Algorithm 2 of the LANS paper to the letter, which adapts and decays every
-block. All but LANS, which normalises, clip the gradient's global norm at 1. What all share: epsilon
+block. All that do not normalise the gradient clip its global norm at 1. What all share: epsilon
 1e-6, weight decay 0.01 and, but for Muon's momentum of 0.95, beta_1 0.9.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy.stats import qmc
 
 from benchmarks.large_batch_settings import Run, Study
 
@@ -90,7 +91,7 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(name="Keras Muon", optimizer="Muon", rates=ADAMW_RATES, everywhere=False),
         Method(
-            name="Keras ScheduleFreeAdamW",
+            name="ScheduleFreeAdamW, Keras mended",
             optimizer="ScheduleFreeAdamW",
             rates=ADAMW_RATES,
             everywhere=False,
@@ -103,17 +104,20 @@ def drawn(study: Study, method: Method, number: int) -> Run:
     """Draw `number` of the hyper-parameters at the largest batch.
 
     The same draw of all methods is at the same place of their ranges, with the same beta_2 and
-    warmup, so that methods differ by nothing else.
+    warmup, so that methods differ by nothing else. The draws are a scrambled Halton sequence, each
+    uniform in rate's logarithm, beta_2 and warmup, and any first few spread over all three: twelve
+    independent ones leave holes, in which one method's best rate may lie and not another's.
     """
-    random = np.random.default_rng([study.seed, number])
+    points = qmc.Halton(3, scramble=True, rng=np.random.default_rng(study.seed))
+    rate, beta_2, warmup = points.random(number + 1)[number]
     low, high = np.log(method.rates)
-    rate = float(np.exp(low + (high - low) * random.random()))
+    least, most = WARMUP_RATIOS
     return Run(
         method=method.name,
         batch=study.largest,
-        learning_rate=float(f"{rate:.4g}"),
-        beta_2=float(random.choice(BETAS_2)),
-        warmup_ratio=round(float(random.uniform(*WARMUP_RATIOS)), 3),
+        learning_rate=float(f"{np.exp(low + (high - low) * rate):.4g}"),
+        beta_2=BETAS_2[int(beta_2 * len(BETAS_2))],
+        warmup_ratio=round(float(least + (most - least) * warmup), 3),
     )
 
 

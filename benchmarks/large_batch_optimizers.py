@@ -60,15 +60,17 @@ def create(run: Run, steps: int, variables: Sequence[Any]) -> keras.optimizers.O
 
 def _lans(run: Run, rate: Any, warmup: int, jit_compile: bool) -> keras.optimizers.Optimizer:
     method = METHODS[run.method]
+    switches = dict(method.switches)
     excluded = None if method.every_block else UNDECAYED
     return keras3.LANS(
         rate,
         beta_2=run.beta_2,
         jit_compile=jit_compile,
+        global_clipnorm=None if switches.get("normalize_gradients", True) else CLIPNORM,
         exclude_from_weight_decay=excluded,
         exclude_from_layer_adaptation=excluded,
         **_COMMON,
-        **dict(method.switches),
+        **switches,
     )
 
 

@@ -41,6 +41,7 @@ class Laboratory:
 
     def __init__(self, study: Study, text: Text, micro_batch: int) -> None:
         self.study, self.text = study, text
+        self._commit = machine.commit()  # of the code as it was loaded
         backend = keras.backend.backend()
         if backend not in ("tensorflow", "jax"):
             raise UserError(f"KERAS_BACKEND is {backend}; expected tensorflow or jax")
@@ -112,6 +113,7 @@ class Laboratory:
         return {
             "date": machine.heading("")["date"],
             "source": self.text.source,
+            "commit": self._commit,
             "processor": machine.processor(),
             "versions": machine.versions(_PACKAGES),
         }

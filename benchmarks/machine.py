@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,19 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str:
+    """The commit of this package's code, "-dirty" after it where code differs; "" without git."""
+    git = ["git", "-C", str(pathlib.Path(__file__).resolve().parents[1])]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + "-dirty" * bool(changed.returncode)
 
 
 def available_bytes() -> int:

@@ -18,7 +18,7 @@ from benchmarks.large_batch_settings import ModelSizes, Study
 SIZES = ModelSizes(layers=1, width=16, vocab_size=64, seq_length=16, max_predictions=3)
 STUDY = Study(data="none", sizes=SIZES, examples=64, batches=(16,), draws=1, rates=1, seeds=1)
 # One with a schedule, and the one whose evaluated weights are not those it trains.
-TRAINED = ("LANS eq. (9)", "Keras ScheduleFreeAdamW")
+TRAINED = ("LANS eq. (9)", "ScheduleFreeAdamW, Keras mended")
 STEPS, BATCH, MICRO_BATCH = 3, 16, 4
 
 

@@ -172,7 +172,7 @@ def test_a_run_that_explodes_is_a_record_too(laboratory: Laboratory) -> None:
 
 def test_schedule_free_evaluates_its_average() -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
-    run = run_of("Keras ScheduleFreeAdamW", learning_rate=0.1, warmup_ratio=0.0)
+    run = run_of("ScheduleFreeAdamW, Keras mended", learning_rate=0.1, warmup_ratio=0.0)
     optimizer = large_batch_optimizers.create(run, 10, model.trainable_variables)
     optimizer.weight_decay = None
     z = x = np.asarray(model.trainable_variables[0], np.float64)
@@ -194,14 +194,15 @@ def test_optimizers_are_as_their_papers_have_them(name: str, laboratory: Laborat
     optimizer = large_batch_optimizers.create(run_of(name), 100, laboratory.trainer.variables)
     config = optimizer.get_config()
     is_lans = METHODS[name].optimizer == "LANS"
-    assert config["global_clipnorm"] == (None if is_lans else 1.0)
+    is_normalized = is_lans and "without normalisation" not in name
+    assert config["global_clipnorm"] == (None if is_normalized else 1.0)
     assert config["weight_decay"] == 0.01 and optimizer.epsilon == 1e-6
     if METHODS[name].optimizer in ("LAMB", "LANS"):
         excluded = None if "every block" in name else large_batch_optimizers.UNDECAYED
         assert config["exclude_from_layer_adaptation"] == excluded
         assert config["exclude_from_weight_decay"] == excluded
     if is_lans:
-        assert config["normalize_gradients"] == ("normalisation" not in name)
+        assert config["normalize_gradients"] == is_normalized
         assert config["nesterov"] == ("Nesterov" not in name)
     elif METHODS[name].optimizer != "LAMB":
         decays = {
@@ -216,6 +217,25 @@ def test_phases_are_those_of_equations_8_and_9() -> None:
     assert large_batch_methods.phases(METHODS["LANS eq. (9)"], 3519, 0.4265)[0] == 1500
     constant = large_batch_methods.phases(METHODS["LANS eq. (9)"], 3519, 0.4265)[1]
     assert constant == pytest.approx(963, abs=1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_draws_leave_no_hole_however_many_are_made(seed: int) -> None:
+    study = dataclasses.replace(STUDY, seed=seed)
+    method = METHODS["AdamW"]
+    draws = [large_batch_methods.drawn(study, method, number) for number in range(12)]
+    low, high = np.log(method.rates)
+    places = [(math.log(draw.learning_rate) - low) / (high - low) for draw in draws]
+    warmups = [draw.warmup_ratio for draw in draws]
+    assert min(warmups) >= 0.05 and max(warmups) <= 0.5
+    # Halton's bases are 2, 3 and 5: each such part of a range has its share of the points.
+    for count in (4, 8, 12):
+        assert set(np.bincount([int(4 * place) for place in places[:count]])) == {count // 4}
+    for count in (3, 6, 9, 12):
+        found = [draw.beta_2 for draw in draws[:count]]
+        assert {found.count(beta) for beta in large_batch_methods.BETAS_2} == {count // 3}
+    fifths = np.bincount([int((warmup - 0.05) / 0.45 * 5 * (1 - 1e-9)) for warmup in warmups[:10]])
+    assert set(fifths) == {2}
 
 
 # Data
