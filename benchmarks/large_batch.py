@@ -136,7 +136,8 @@ def _apply_quick(flag_values: flags.FlagValues) -> None:
             flag_values[name].value = value
     if not flag_values["results"].present:
         results = _WORK / "quick" / "results.jsonl"
-        results.unlink(missing_ok=True)  # what runs today is the question
+        if not flag_values.report_only:
+            results.unlink(missing_ok=True)  # what runs today is the question
         flag_values["results"].value = str(results)
     if not flag_values["data"].present and not flag_values["corpus"].present:
         flag_values["data"].value = str(_WORK / "quick" / "rows.npz")
@@ -250,7 +251,7 @@ def _project(study: Study, staff: Sequence[Worker], flag_values: flags.FlagValue
     """Prints how long the study takes; the hours of a run."""
     results = flag_values.results
     done = large_batch_queue.of_study(study, large_batch_queue.read(results))
-    count, all_ = large_batch_queue.finished(study, done), large_batch_queue.total(study)
+    count, all_ = large_batch_queue.finished(study, done), large_batch_queue.total(study, done)
     method = large_batch_methods.METHODS["LANS eq. (9)"]
     run = dataclasses.replace(large_batch_methods.drawn(study, method, 0), batch=study.batches[0])
     rate = large_batch_workers.speed(staff, run, 0.0 if flag_values.quick else 5.0)
@@ -293,9 +294,7 @@ def _work(study: Study, data: str, flag_values: flags.FlagValues) -> None:
 def report(study: Study, flag_values: flags.FlagValues) -> None:
     """Draws and prints what there is; replaces the document's part."""
     records = large_batch_queue.read(flag_values.results)
-    prefix = os.path.splitext(flag_values.results)[0]
-    if records and records[0]["study"] != study.key:  # whose charts bear the file's name alone
-        prefix += f"_{study.key}"
+    prefix = large_batch_charts.prefix(flag_values.results, study, records)
     paths = large_batch_charts.draw(study, records, prefix, flag_values.target_loss)
     document = flag_values.document
     folder = os.path.dirname(os.path.abspath(document)) if document else os.getcwd()
@@ -318,10 +317,14 @@ def body(flag_values: flags.FlagValues) -> None:
         markdown_part.check(flag_values.document, _MODULE)
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     data = prepare(flag_values)
-    study = study_of(flag_values, Text.load(data), backend)
+    text = Text.load(data)
+    study = study_of(flag_values, text, backend)
     if not flag_values.report_only:
         with large_batch_queue.lock(flag_values.results):
-            large_batch_queue.note_plan(flag_values.results, study, flag_values.target_loss)
+            parts = ("validation", "test")
+            frequencies = {part: text.frequency_loss(study.sizes, part) for part in parts}
+            target = flag_values.target_loss
+            large_batch_queue.note_plan(flag_values.results, study, target, frequencies)
             try:
                 _work(study, data, flag_values)
             except data_process.FailedError as error:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from benchmarks import large_batch_report, whole_files
+from benchmarks import large_batch_queue, large_batch_report, whole_files
 from benchmarks.large_batch_methods import METHODS
 from benchmarks.large_batch_report import Place
 from benchmarks.large_batch_settings import Study
@@ -18,33 +18,55 @@ from official_bert import charts
 _MARKERS = "osD^vP*Xhp"
 
 
+def prefix(results: str, study: Study, records: Sequence[Mapping[str, Any]]) -> str:
+    """What the names of a study's charts begin with: the file's name alone for its first study."""
+    name = os.path.splitext(results)[0]
+    is_first = not records or records[0]["study"] == study.key
+    return name if is_first else f"{name}_{study.key}"
+
+
+def choose(
+    study: Study, records: Sequence[Mapping[str, Any]], target: float | None
+) -> dict[str, Callable[[], Figure]]:
+    """The charts for which there are records that compare methods, by name.
+
+    As long as draws are left, those of the draws that all methods have made; batches and steps are
+    compared once no run is left.
+    """
+    done = large_batch_queue.of_study(study, records)
+    found = large_batch_report.places(study, large_batch_report.shown(study, records))
+    frequencies = large_batch_report.frequency_losses(study, records)
+    measured = large_batch_report.variance(study, records)
+    chosen: dict[str, Callable[[], Figure]] = {}
+    if any(place.losses for place in found):
+        validation = frequencies.get("validation")
+        chosen["loss_by_rate"] = lambda: loss_by_rate(study, found, validation)
+        chosen["best_of_n"] = lambda: best_of_n(study, found, validation)
+        if large_batch_queue.rounds(study, done) == study.draws:
+            chosen["loss_curves"] = lambda: loss_curves(study, found, validation)
+        if large_batch_queue.is_complete(study, done):
+            test = frequencies.get("test")
+            chosen = {"loss_by_batch": lambda: loss_by_batch(found, test), **chosen}
+            goal = large_batch_report.default_target(study, records) if target is None else target
+            if goal is not None:
+                chosen["steps_to_target"] = lambda: steps_to_target(found, goal)
+    if measured is not None:
+        chosen["variance"] = lambda: variance(measured)
+    return chosen
+
+
 def draw(
     study: Study, records: Sequence[Mapping[str, Any]], prefix: str, target: float | None
 ) -> list[str]:
-    """Writes PREFIX_*.png, those for which there are records.
+    """Writes PREFIX_*.png, those that `choose` chooses.
 
     Returns:
         Their paths.
     """
-    found = large_batch_report.places(study, records)
-    target = large_batch_report.default_target(study, found) if target is None else target
-    measured = large_batch_report.variance(study, records)
-    figures: dict[str, Figure] = {}
-    if any(place.losses for place in found):
-        figures = {
-            "loss_by_batch": loss_by_batch(found),
-            "loss_by_rate": loss_by_rate(study, found),
-            "best_of_n": best_of_n(study, found),
-            "loss_curves": loss_curves(study, found),
-        }
-        if target is not None:
-            figures["steps_to_target"] = steps_to_target(found, target)
-    if measured is not None:
-        figures["variance"] = variance(measured)
     paths = []
-    for name, figure in figures.items():
+    for name, figure in choose(study, records, target).items():
         paths.append(f"{prefix}_{name}.png")
-        whole_files.write_chart(paths[-1], figure)
+        whole_files.write_chart(paths[-1], figure())
     return paths
 
 
@@ -69,13 +91,19 @@ def _finish(axes: Any, x: str, y: str, log: bool = True) -> None:
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
+def _frequencies(axes: Any, loss: float | None) -> None:
+    """The line that a method has to be below to have learnt anything from context."""
+    if loss is not None:
+        axes.axhline(loss, color="0.4", linestyle=":", label="token frequencies alone")
+
+
 def _batch_ticks(axes: Any, found: Sequence[Place]) -> None:
     batches = sorted({place.batch for place in found})
     axes.set_xticks(batches, [f"{batch:,}" for batch in batches])
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def loss_by_batch(found: Sequence[Place]) -> Figure:
+def loss_by_batch(found: Sequence[Place], frequencies: float | None) -> Figure:
     """Each method at its best; bars from the lowest to the highest seed."""
     figure, axes = charts.canvas()
     for name, group in _of_methods(found, lambda place: place.loss is not None).items():
@@ -90,23 +118,27 @@ def loss_by_batch(found: Sequence[Place]) -> Figure:
             label=name,
             **_style(name),
         )
+    _frequencies(axes, frequencies)
     _finish(axes, "batch", "held-out masked-LM loss")
     _batch_ticks(axes, found)
     return figure
 
 
 def steps_to_target(found: Sequence[Place], target: float) -> Figure:
-    """Steps to one loss, and what they were if twice the batch halved them."""
+    """Steps to one loss, and what they were if twice the batch halved them.
+
+    Each run's schedule was that of the whole run, also where the loss is reached long before.
+    """
     figure, axes = charts.canvas()
     steps = {
         (place.method.name, place.batch): large_batch_report.mean_steps_to(place, target)
         for place in found
     }
-    for name, group in _of_methods(
-        found, lambda place: steps[place.method.name, place.batch] is not None
-    ).items():
-        batches = [place.batch for place in group]
-        axes.plot(batches, [steps[name, batch] for batch in batches], label=name, **_style(name))
+    for name, group in _of_methods(found, lambda place: True).items():
+        batches = [place.batch for place in group if steps[name, place.batch] is not None]
+        never = [f"{place.batch:,}" for place in group if place.batch not in batches]
+        label = f"{name} (never at {' and '.join(never)})" if never else name
+        axes.plot(batches, [steps[name, batch] for batch in batches], label=label, **_style(name))
     known = {key: value for key, value in steps.items() if value}
     if known:
         first = min(batch for _, batch in known)
@@ -120,34 +152,37 @@ def steps_to_target(found: Sequence[Place], target: float) -> Figure:
     return figure
 
 
-def loss_by_rate(study: Study, found: Sequence[Place]) -> Figure:
-    """All draws at the largest batch; crosses on the upper edge diverged."""
+def loss_by_rate(study: Study, found: Sequence[Place], frequencies: float | None) -> Figure:
+    """All draws at the largest batch, which differ in beta_2 and warmup too.
+
+    Crosses on the upper edge diverged.
+    """
     figure, axes = charts.canvas()
     here = [place for place in found if place.batch == study.largest]
     losses = [each for place in here for each in large_batch_report.tried_losses(place)]
     top = max(losses) + 0.05 * (max(losses) - min(losses))
     for place in here:
-        style = _style(place.method.name)
-        good = sorted(
+        style = {**_style(place.method.name), "linestyle": ""}
+        good = [
             (each["settings"]["learning_rate"], each["validation_loss"])
             for each in place.tuning
             if not each["diverged"]
-        )
+        ]
         bad = [each["settings"]["learning_rate"] for each in place.tuning if each["diverged"]]
         axes.plot(*zip(*good, strict=True) if good else ([], []), label=place.method.name, **style)
         axes.plot(bad, [top] * len(bad), "x", color=style["color"], clip_on=False)
-    handles, labels = axes.get_legend_handles_labels()
-    handles.append(Line2D([], [], linestyle="", marker="x", color="0.4"))
+    if any(place.diverged for place in here):
+        axes.plot([], [], "x", color="0.4", label="diverged")
+    _frequencies(axes, frequencies)
     _finish(axes, f"learning rate at batch {study.largest:,}", "validation loss")
-    axes.legend(
-        handles, [*labels, "diverged"], fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-    )  # fmt: skip
     return figure
 
 
-def best_of_n(study: Study, found: Sequence[Place]) -> Figure:
-    """The expected best of so many of the draws: how hard a method is to tune."""
+def best_of_n(study: Study, found: Sequence[Place], frequencies: float | None) -> Figure:
+    """The expected best of so many of the draws: how hard a method is to tune.
+
+    A draw that diverged counts as the loss before training.
+    """
     figure, axes = charts.canvas()
     for place in found:
         if place.batch != study.largest:
@@ -160,12 +195,13 @@ def best_of_n(study: Study, found: Sequence[Place]) -> Figure:
             label=place.method.name,
             **_style(place.method.name),
         )
+    _frequencies(axes, frequencies)
     _finish(axes, "draws of the hyper-parameters", "best validation loss", log=False)
     axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
-def loss_curves(study: Study, found: Sequence[Place]) -> Figure:
+def loss_curves(study: Study, found: Sequence[Place], frequencies: float | None) -> Figure:
     """At the largest batch, each method's best run."""
     figure, axes = charts.canvas()
     for place in found:
@@ -177,6 +213,7 @@ def loss_curves(study: Study, found: Sequence[Place]) -> Figure:
             points = [(step, loss) for step, _, loss in record["curve"] if loss is not None]
             style = {**_style(place.method.name), "markersize": 3}
             axes.plot(*zip(*points, strict=True), label=place.method.name, **style)
+    _frequencies(axes, frequencies)
     _finish(axes, f"step at batch {study.largest:,}", "validation loss", log=False)
     return figure
 

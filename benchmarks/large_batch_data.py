@@ -106,6 +106,16 @@ class Text:
         random = np.random.default_rng([_HELD_OUT, part == "test"])
         return masked(getattr(self, part), sizes, self.vocab_size, random)
 
+    def frequency_loss(self, sizes: ModelSizes, part: str) -> float:
+        """The loss of a model that knows no more than how frequent each token is.
+
+        The mean of -ln((n + 1) / (N + vocab_size)) over the masked positions of `held_out`, n the
+        count of what stood there among the N tokens of the training rows. What is not below it has
+        learnt nothing from what surrounds a token.
+        """
+        counts = 1 + np.bincount(self.train[:, 1:-1].ravel(), minlength=self.vocab_size)
+        return float(-np.log(counts / counts.sum())[self.held_out(sizes, part).ids].mean())
+
 
 _orders: dict[tuple[int, int, int], np.ndarray] = {}
 

@@ -81,8 +81,20 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
 
 
-def note_plan(path: str | os.PathLike[str], study: Study, target_loss: float | None) -> None:
-    """Adds which runs a study asks for, and its target, where its last such record differs."""
+def note_plan(
+    path: str | os.PathLike[str],
+    study: Study,
+    target_loss: float | None,
+    frequency_losses: Mapping[str, float],
+) -> None:
+    """Adds which runs a study asks for where its last such record differs.
+
+    Args:
+        path: of the results.
+        study: the settings.
+        target_loss: as given; None for the report's own choice.
+        frequency_losses: `Text.frequency_loss` of "validation" and "test".
+    """
     record = {
         "kind": "plan",
         "study": study.key,
@@ -91,6 +103,7 @@ def note_plan(path: str | os.PathLike[str], study: Study, target_loss: float | N
         "rates": study.rates,
         "seeds": study.seeds,
         "target_loss": target_loss,
+        "frequency_losses": dict(frequency_losses),
     }
     noted = [each for each in plans(read(path)) if each["study"] == study.key]
     if noted[-1:] != [record]:
@@ -186,12 +199,41 @@ def _not_done(study: Study, done: Collection[str], runs: Iterable[Run]) -> Itera
     return (run for run in runs if run.key(study) not in done)
 
 
-def total(study: Study) -> int:
-    """How many runs the study has, if all methods converge somewhere."""
-    tuning = sum(
-        study.draws if batch == study.largest else study.rates for _, batch in places(study)
-    )
-    return tuning + study.seeds * len(places(study))
+def rounds(study: Study, done: Records) -> int:
+    """How many of the draws at the largest batch, from the first on, every method has made."""
+    for number in range(study.draws):
+        runs = [large_batch_methods.drawn(study, each, number) for each in METHODS.values()]
+        if any(_not_done(study, done, runs)):
+            return number
+    return study.draws
+
+
+def of_rounds(
+    study: Study, records: Iterable[Mapping[str, Any]], count: int
+) -> list[Mapping[str, Any]]:
+    """The records without the runs that are not among the first `count` draws."""
+    kept = {
+        large_batch_methods.drawn(study, method, number).key(study)
+        for method in METHODS.values()
+        for number in range(count)
+    }
+    return [each for each in records if each["kind"] != "run" or each["run"] in kept]
+
+
+def total(study: Study, done: Records) -> int:
+    """How many runs the study has, if what has not been tuned yet converges somewhere."""
+    count = 0
+    for method, batch in places(study):
+        runs = tuning_runs(study, done, method, batch)
+        count += study.rates if runs is None else len(runs)
+        if not is_tuned(study, done, method, batch) or best_run(study, done, method, batch):
+            count += study.seeds
+    return count
+
+
+def is_complete(study: Study, done: Records) -> bool:
+    """Whether no run is left."""
+    return next(remaining(study, done), None) is None
 
 
 def finished(study: Study, done: Records) -> int:

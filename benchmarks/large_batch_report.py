@@ -8,11 +8,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scipy import stats
+
 from benchmarks import large_batch_queue
 from benchmarks.large_batch_methods import METHODS, Method
 from benchmarks.large_batch_settings import Run, Study
 
-_EDGE = 1.3  # a best rate so near an end of its range may lie beyond it
+CONFIDENCE = 0.95
+# Less than this below the loss of frequencies is the noise of the rows that were held out.
+_LEARNT = 0.05
+BASELINE = next(iter(METHODS.values()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,10 @@ class Place:
     def loss(self) -> float | None:
         """Their mean."""
         return statistics.fmean(self.losses) if self.losses else None
+
+    def is_whole(self, study: Study) -> bool:
+        """Whether all seeds have run."""
+        return self.is_fresh and len(self.at_best) == study.seeds
 
     @property
     def diverged(self) -> int:
@@ -82,23 +91,74 @@ def places(study: Study, records: Sequence[Mapping[str, Any]]) -> list[Place]:
     return found
 
 
+def shown(study: Study, records: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The records that treat all methods alike: until all draws are made, those of whole rounds."""
+    rounds = large_batch_queue.rounds(study, large_batch_queue.of_study(study, records))
+    if rounds == study.draws:
+        return records
+    return large_batch_queue.of_rounds(study, records, rounds)
+
+
+def frequency_losses(study: Study, records: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
+    """`Text.frequency_loss` of "validation" and "test", as the last plan has it; or nothing."""
+    plans = [each for each in large_batch_queue.plans(records) if each["study"] == study.key]
+    return plans[-1].get("frequency_losses", {}) if plans else {}
+
+
 def variance(study: Study, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The last measurement of gradient variance of a study."""
     found = [each for each in records if each["kind"] == "variance" and each["study"] == study.key]
     return found[-1] if found else None
 
 
-def default_target(study: Study, found: Sequence[Place]) -> float | None:
-    """The median, over methods, of the worst seed's validation loss at the largest batch.
+def default_target(study: Study, records: Sequence[Mapping[str, Any]]) -> float | None:
+    """The median of the losses at the largest batch, over the methods that learn there.
 
-    Half of the methods reach it there with every seed.
+    Of each method that runs at all batches, the worst validation loss over its seeds counts, where
+    it is below that of token frequencies: half of these methods reach the target with every seed.
+    None before all seeds have run there, or if no method learns.
+    """
+    found = [
+        place
+        for place in places(study, records)
+        if place.batch == study.largest and place.method.everywhere
+    ]
+    if not all(place.is_tuned and place.best is None or place.is_whole(study) for place in found):
+        return None
+    limit = frequency_losses(study, records).get("validation", math.inf) - _LEARNT
+    worst = [
+        max(each["validation_loss"] for each in place.at_best)
+        for place in found
+        if place.losses and len(place.losses) == len(place.at_best)
+    ]
+    learnt = [loss for loss in worst if loss < limit]
+    return statistics.median(learnt) if learnt else None
+
+
+def difference(place: Place, baseline: Place) -> tuple[float, float, float] | None:
+    """The mean of a method's test loss less another's on the same seed, and its interval.
+
+    A seed gives all methods the same initial weights, order and masks, so that only pairs compare
+    methods. Student's t over seeds, two-sided, for this one comparison.
+
+    Returns:
+        The mean and the ends of the interval; None without two seeds that both finished.
     """
     losses = [
-        max(each["validation_loss"] for each in place.at_best if not each["diverged"])
-        for place in found
-        if place.batch == study.largest and place.method.everywhere and place.losses
+        {
+            each["settings"]["seed"]: each["test_loss"]
+            for each in one.at_best
+            if not each["diverged"]
+        }
+        for one in (place, baseline)
     ]
-    return statistics.median(losses) if losses else None
+    seeds = sorted(losses[0].keys() & losses[1].keys())
+    if not (place.is_fresh and baseline.is_fresh) or len(seeds) < 2:
+        return None
+    test = stats.ttest_rel(*([each[seed] for seed in seeds] for each in losses))
+    low, high = test.confidence_interval(CONFIDENCE)
+    mean = statistics.fmean(losses[0][seed] - losses[1][seed] for seed in seeds)
+    return mean, float(low), float(high)
 
 
 def steps_to(curve: Sequence[Sequence[Any]], target: float) -> float | None:
@@ -156,11 +216,18 @@ def table(
         charts: paths to show, as seen from the document.
         target: the loss of the steps, or None for `default_target`.
     """
-    found = places(study, records)
-    target = default_target(study, found) if target is None else target
+    done = large_batch_queue.of_study(study, records)
+    found = places(study, shown(study, records))
+    frequencies = frequency_losses(study, records)
     lines = [_state(study, records), ""]
+    if found and large_batch_queue.rounds(study, done) < study.draws:
+        lines += [*_draw_rows(study, found, frequencies), ""]
+    elif found:
+        target = default_target(study, records) if target is None else target
+        lines += [*_rows(study, found, frequencies, target), ""]
+        if not large_batch_queue.is_complete(study, done):
+            lines += ["What is unfinished or without seeds is not to be compared yet.", ""]
     if found:
-        lines += [*_rows(study, found, target), ""]
         lines += [*_range_rows(), ""]
     measured = variance(study, records)
     if measured is not None:
@@ -175,56 +242,110 @@ def _state(study: Study, records: Sequence[Mapping[str, Any]]) -> str:
     done = large_batch_queue.of_study(study, records)
     sizes = study.sizes
     text = (
-        f"{large_batch_queue.finished(study, done)} of {large_batch_queue.total(study)} runs are "
-        f"done, each of {study.examples:,} examples of length {sizes.seq_length}, on "
+        f"{large_batch_queue.finished(study, done)} of {large_batch_queue.total(study, done)} runs "
+        f"are done, each of {study.examples:,} examples of length {sizes.seq_length}, on "
         f"{study.model or f'a BERT of {sizes.layers} layers, {sizes.width} wide'}, "
         f"{sizes.vocab_size:,} word pieces, {study.backend}."
     )
     if done:
-        last = list(done.values())[-1]
-        versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-        hours = sum(each["seconds"] for each in done.values()) / 3600
+        runs = list(done.values())
+        dates = sorted(each["date"][:10] for each in runs)
+        versions = {
+            ", ".join(f"{name} {version}" for name, version in each["versions"].items()): None
+            for each in runs
+        }
+        commits = {each.get("commit", ""): None for each in runs}
+        hours = sum(each["seconds"] for each in runs) / 3600
         text += (
-            f" Text: {last['source']}. {hours:.1f} hours of runs in sum, the last "
-            f"{last['date'][:10]} on {last['processor']}, {versions}."
+            f" Text: {runs[-1]['source']}. {hours:.1f} hours of runs in sum, {dates[0]} to "
+            f"{dates[-1]}, on {' and '.join(sorted({each['processor'] for each in runs}))}; "
+            f"{' and '.join(versions)}"
         )
+        named = [f"`{commit}`" for commit in commits if commit]
+        text += f"; the code of {', '.join(named)}." if named else "."
     return text
 
 
-def _rows(study: Study, found: Sequence[Place], target: float | None) -> list[str]:
-    reach = "" if target is None else f" to {target:.3f}"
+def _draw_rows(study: Study, found: Sequence[Place], frequencies: Mapping[str, float]) -> list[str]:
+    rounds = len(found[0].tuning)
     lines = [
-        "| method | batch | rate | beta_2 | warmup | tuning runs | diverged | "
-        f"held-out loss, mean | lowest to highest | seeds | steps{reach} |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
+        f"So far every method has had {rounds} of {study.draws} draws at a batch of "
+        f"{study.largest:,}, the same ones, on one seed. These are validation losses, which the "
+        "other draws may put in another order.",
+        "",
+        "| method | diverged | least | median | greatest | rate of the least | beta_2 | warmup |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
+    if "validation" in frequencies:
+        loss = f"{frequencies['validation']:.3f}"
+        lines.append(f"| how frequent each token is, and no more | | {loss} | | | | | |")
     for place in found:
-        tried = f"{len(place.tuning)}{'' if place.is_tuned else ', unfinished'} | {place.diverged}"
-        head = f"| {place.method.name} | {place.batch:,} |"
-        if place.best is None or place.loss is None:
-            lines.append(f"{head} | | | {tried} | diverged | | | |")
+        losses = [each["validation_loss"] for each in place.tuning if not each["diverged"]]
+        head = f"| {place.method.name} | {place.diverged} |"
+        if place.best is None:
+            lines.append(f"{head} | | | | | |")
             continue
-        steps = None if target is None else mean_steps_to(place, target)
-        spread = f"{min(place.losses):.3f} to {max(place.losses):.3f}"
+        best = place.best
         lines.append(
-            f"{head} {place.best.learning_rate:g}{_edge(study, place.best, place)} | "
-            f"{place.best.beta_2:g} | "
-            f"{place.best.warmup_ratio:g} | {tried} | {place.loss:.3f} | "
-            f"{spread if place.is_fresh else 'the tuning seed alone'} | "
-            f"{len(place.losses) if place.is_fresh else 0} | "
-            f"{'never' if steps is None else f'{steps:.0f}'} |"
+            f"{head} {min(losses):.3f} | {statistics.median(losses):.3f} | {max(losses):.3f} | "
+            f"{best.learning_rate:g} | {best.beta_2:g} | {best.warmup_ratio:g} |"
         )
     return lines
 
 
-def _edge(study: Study, best: Run, place: Place) -> str:
-    """Marks a best rate at an end of the range that it was drawn from, or of the grid."""
-    rate = best.learning_rate
-    if place.batch == study.largest:
-        low, high = place.method.rates
-        return " (near the range's end)" if rate < low * _EDGE or rate > high / _EDGE else ""
+def _rows(
+    study: Study,
+    found: Sequence[Place],
+    frequencies: Mapping[str, float],
+    target: float | None,
+) -> list[str]:
+    steps_head = "" if target is None else f" steps to a validation loss of {target:.3f} |"
+    lines = [
+        "| method | batch | rate | beta_2 | warmup | tuning runs | diverged | seeds | test loss, "
+        f"mean | lowest to highest | less {BASELINE.name}'s, seed by seed |{steps_head}",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |"
+        + (" ---: |" if steps_head else ""),
+    ]
+    if "test" in frequencies:
+        loss = f"{frequencies['test']:.3f}"
+        cells = f"| how frequent each token is, and no more | | | | | | | | {loss} | | |"
+        lines.append(cells + (" |" if steps_head else ""))
+    baselines = {place.batch: place for place in found if place.method is BASELINE}
+    for place in found:
+        tried = f"{len(place.tuning)}{'' if place.is_tuned else ', unfinished'} | {place.diverged}"
+        head = f"| {place.method.name} | {place.batch:,} |"
+        steps = "" if target is None else f" {_steps(place, target)} |"
+        if place.best is None or place.loss is None:
+            lines.append(f"{head} | | | {tried} | | diverged | | |{' |' if steps_head else ''}")
+            continue
+        spread = f"{min(place.losses):.3f} to {max(place.losses):.3f}"
+        lines.append(
+            f"{head} {place.best.learning_rate:g}{_edge(place)} | {place.best.beta_2:g} | "
+            f"{place.best.warmup_ratio:g} | {tried} | "
+            f"{len(place.losses) if place.is_fresh else 0} | {place.loss:.3f} | "
+            f"{spread if place.is_fresh else 'the tuning seed alone'} | "
+            f"{_against(place, baselines.get(place.batch))} |{steps}"
+        )
+    return lines
+
+
+def _steps(place: Place, target: float) -> str:
+    steps = mean_steps_to(place, target)
+    return "never" if steps is None else f"{steps:.0f}"
+
+
+def _against(place: Place, baseline: Place | None) -> str:
+    if baseline is None or place.method is BASELINE:
+        return ""
+    found = difference(place, baseline)
+    return "" if found is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*found)
+
+
+def _edge(place: Place) -> str:
+    """Marks a best rate that is the least or the greatest of those tried: it may lie beyond."""
     tried = [each["settings"]["learning_rate"] for each in place.tuning]
     ends = {min(tried): " (the least tried)", max(tried): " (the greatest tried)"}
+    rate = place.best.learning_rate if place.best else math.nan
     return ends.get(rate, "") if len(tried) > 1 else ""
 
 

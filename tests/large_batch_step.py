@@ -10,23 +10,16 @@ import keras
 import numpy as np
 
 from benchmarks import large_batch_methods, large_batch_optimizers
-from benchmarks.large_batch_data import Rows, Text
+from benchmarks.large_batch_data import Rows
 from benchmarks.large_batch_methods import METHODS
 from benchmarks.large_batch_run import Laboratory
-from benchmarks.large_batch_settings import ModelSizes, Study
+from benchmarks.large_batch_settings import Study
+from tests.large_batch_samples import SIZES, text_of
 
-SIZES = ModelSizes(layers=1, width=16, vocab_size=64, seq_length=16, max_predictions=3)
 STUDY = Study(data="none", sizes=SIZES, examples=64, batches=(16,), draws=1, rates=1, seeds=1)
 # One with a schedule, and the one whose evaluated weights are not those it trains.
 TRAINED = ("LANS eq. (9)", "ScheduleFreeAdamW, Keras mended")
 STEPS, BATCH, MICRO_BATCH = 3, 16, 4
-
-
-def text() -> Text:
-    rows = np.random.default_rng(0).integers(5, 64, (120, 16)).astype(np.uint16)
-    rows[:, 0], rows[:, -1] = 2, 3
-    parts = {"train": rows[20:], "validation": rows[:10], "test": rows[10:20]}
-    return Text(**parts, vocab_size=64, source="made up", sha256="none")
 
 
 def batches() -> list[Rows]:
@@ -34,7 +27,7 @@ def batches() -> list[Rows]:
     random = np.random.default_rng(1)
     found = []
     for step in range(STEPS):
-        rows = text().examples(SIZES, 0, step * BATCH, BATCH)
+        rows = text_of(100).examples(SIZES, 0, step * BATCH, BATCH)
         weights = random.random(rows.weights.shape).astype(np.float32)
         found.append(rows._replace(weights=weights))
     return found
@@ -51,7 +44,7 @@ def start(laboratory: Laboratory) -> None:
 
 def computed() -> dict[str, np.ndarray]:
     """Gradients, losses, evaluations and trained weights, by name."""
-    laboratory = Laboratory(STUDY, text(), MICRO_BATCH)
+    laboratory = Laboratory(STUDY, text_of(100), MICRO_BATCH)
     start(laboratory)
     first, *_ = batches()
     found = {"evaluated": np.float64(laboratory.trainer.evaluate(first))}

@@ -1,7 +1,6 @@
 """The large-batch study: its steps, its data, its queue and its figures; quick runs end to end."""
 
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -9,7 +8,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-from typing import Any
 
 import keras
 import numpy as np
@@ -19,40 +17,23 @@ from hypothesis import strategies as st
 
 from benchmarks import (
     large_batch,
-    large_batch_charts,
     large_batch_data,
     large_batch_methods,
     large_batch_model,
     large_batch_optimizers,
-    large_batch_queue,
-    large_batch_report,
     large_batch_variance,
     markdown_part,
 )
-from benchmarks.large_batch_data import Rows, Text
+from benchmarks.large_batch_data import Rows
 from benchmarks.large_batch_methods import METHODS
 from benchmarks.large_batch_run import Laboratory
-from benchmarks.large_batch_settings import ModelSizes, Run, Study
+from benchmarks.large_batch_settings import ModelSizes
 from benchmarks.large_batch_step_tensorflow import Trainer
+from tests.large_batch_samples import SIZES, STUDY, run_of, text_of
 from tfrecords import corpus
 from tfrecords.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SIZES = ModelSizes(layers=1, width=16, vocab_size=64, seq_length=16, max_predictions=3)
-STUDY = Study(data="none", sizes=SIZES, examples=64, batches=(8, 16), draws=2, rates=2, seeds=2)
-
-
-def text_of(count: int, seed: int = 0) -> Text:
-    rows = np.random.default_rng(seed).integers(5, 64, (count + 20, 16)).astype(np.uint16)
-    rows[:, 0], rows[:, -1] = 2, 3
-    return Text(
-        train=rows[20:],
-        validation=rows[:10],
-        test=rows[10:20],
-        vocab_size=64,
-        source="made up",
-        sha256="none",
-    )
 
 
 def test_the_shared_text_is_taken_whole_or_not_at_all(tmp_path: pathlib.Path) -> None:
@@ -68,11 +49,6 @@ def test_the_shared_text_is_taken_whole_or_not_at_all(tmp_path: pathlib.Path) ->
 @pytest.fixture(scope="module")
 def laboratory() -> Laboratory:
     return Laboratory(STUDY, text_of(100), micro_batch=4)
-
-
-def run_of(method: str, **changes: Any) -> Run:
-    run = large_batch_methods.drawn(STUDY, METHODS[method], 0)
-    return dataclasses.replace(run, **changes)
 
 
 # The model and the step
@@ -282,188 +258,18 @@ def test_masks_are_those_of_bert() -> None:
     assert (found.word_ids != 40).sum() == (shown != 40).sum()
 
 
-# The queue
+def test_frequencies_are_what_a_table_of_them_predicts() -> None:
+    text = text_of(100)
+    counts = dict.fromkeys(range(64), 1)
+    for token in text.train[:, 1:-1].ravel().tolist():
+        counts[token] += 1
+    for part in ("validation", "test"):
+        hidden = text.held_out(SIZES, part).ids.ravel().tolist()
+        losses = [math.log(sum(counts.values())) - math.log(counts[token]) for token in hidden]
+        assert text.frequency_loss(SIZES, part) == pytest.approx(sum(losses) / len(losses))
 
 
-def record_of(run: Run, loss: float, diverged: bool = False) -> dict[str, Any]:
-    return {
-        "kind": "run",
-        "study": STUDY.key,
-        "run": run.key(STUDY),
-        "settings": dataclasses.asdict(run),
-        "curve": [[0, None, 4.0], [2, 3.9, 3.5], [4, 3.4, loss]],
-        "validation_loss": loss,
-        "test_loss": loss + 0.1,
-        "diverged": diverged,
-        "seconds": 1.0,
-        "date": "2000-01-01",
-        "source": "made up",
-        "processor": "none",
-        "versions": {},
-    }
-
-
-def play(limit: int | None = None, diverges: str = "") -> list[dict[str, Any]]:
-    """The records of a study whose losses follow from the runs' keys."""
-    records: list[dict[str, Any]] = []
-    while limit is None or len(records) < limit:
-        done = large_batch_queue.of_study(STUDY, records)
-        run = next(large_batch_queue.remaining(STUDY, done), None)
-        if run is None:
-            break
-        loss = 2 + int(run.key(STUDY), 16) / 16**16
-        records.append(record_of(run, loss, run.method == diverges))
-    return records
-
-
-def test_a_study_is_breadth_first_and_ends() -> None:
-    records = play()
-    runs = [Run(**record["settings"]) for record in records]
-    assert len({record["run"] for record in records}) == len(records)
-    assert len(records) == large_batch_queue.total(STUDY) == 10 * 2 + 5 * 2 + (10 + 5) * 2
-    done = large_batch_queue.of_study(STUDY, records)
-    assert large_batch_queue.finished(STUDY, done) == len(records)
-    assert [run.method for run in runs[:10]] == [run.method for run in runs[10:20]] == list(METHODS)
-    assert {run.batch for run in runs[:20]} == {16} and {run.batch for run in runs[20:30]} == {8}
-    assert [run.seed for run in runs] == [0] * 30 + [1] * 15 + [2] * 15
-    assert len({(run.beta_2, run.warmup_ratio) for run in runs[:10]}) == 1
-    for method in METHODS.values():
-        tuning = [each for each in records[:20] if each["settings"]["method"] == method.name]
-        best = min(tuning, key=lambda each: each["validation_loss"])["settings"]
-        for run in runs[30:]:
-            if run.method == method.name and run.batch == 16:
-                assert run == Run(**{**best, "seed": run.seed})
-        assert all(
-            method.rates[0] <= each["settings"]["learning_rate"] <= method.rates[1]
-            for each in tuning
-        )
-
-
-@settings(max_examples=15, deadline=None)
-@given(cut=st.integers(0, 60))
-def test_a_study_goes_on_where_it_was_cut(cut: int) -> None:
-    whole = play()
-    done = large_batch_queue.of_study(STUDY, whole[:cut])
-    following = next(large_batch_queue.remaining(STUDY, done), None)
-    assert (following is None) == (cut == len(whole))
-    if following is not None:
-        assert following.key(STUDY) == whole[cut]["run"]
-
-
-def test_a_plan_is_noted_where_it_changes(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "results.jsonl"
-    other = dataclasses.replace(STUDY, data="other")
-    longer = dataclasses.replace(STUDY, draws=3)
-    for study in (STUDY, STUDY, other, STUDY, longer, longer, STUDY):
-        large_batch_queue.note_plan(path, study, None)
-    large_batch_queue.note_plan(path, STUDY, 2.5)
-    plans = large_batch_queue.plans(large_batch_queue.read(path))
-    assert [plan["study"] == STUDY.key for plan in plans] == [True, False, True, True, True]
-    assert [plan["draws"] for plan in plans] == [2, 2, 3, 2, 2]
-    assert [plan["target_loss"] for plan in plans] == [None] * 4 + [2.5]
-
-
-@pytest.mark.parametrize(
-    ("batch", "tried", "best", "mark"),
-    [
-        (8, [1.0, 2.0, 3.0], 1.0, " (the least tried)"),
-        (8, [1.0, 2.0, 3.0], 2.0, ""),
-        (8, [1.0, 2.0, 3.0], 3.0, " (the greatest tried)"),
-        (8, [1.0], 1.0, ""),
-        (16, [3.1e-4], 3.1e-4, " (near the range's end)"),
-        (16, [3e-3], 3e-3, ""),
-        (16, [2.9e-2], 2.9e-2, " (near the range's end)"),
-    ],
-)
-def test_a_best_rate_at_an_end_is_marked(
-    batch: int, tried: list[float], best: float, mark: str
-) -> None:
-    run = run_of("AdamW", batch=batch, learning_rate=best)
-    place = large_batch_report.Place(
-        method=METHODS["AdamW"],
-        batch=batch,
-        best=run,
-        is_tuned=True,
-        tuning=[{"settings": {"learning_rate": rate}} for rate in tried],
-        at_best=[],
-        is_fresh=False,
-    )
-    assert large_batch_report._edge(STUDY, run, place) == mark
-
-
-def test_a_method_that_never_converges_is_left_at_that() -> None:
-    records = play(diverges="AdamW")
-    assert sum(each["settings"]["method"] == "AdamW" for each in records) == STUDY.draws
-    found = large_batch_report.places(STUDY, records)
-    (place,) = (each for each in found if each.method.name == "AdamW")
-    assert place.diverged == 2 and place.loss is None
-    assert "| AdamW | 16 | | | | 2 | 2 | diverged |" in large_batch_report.table(
-        STUDY, records, [], None
-    )
-
-
-def test_what_a_killed_process_left_half_written_is_no_record(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "results.jsonl"
-    records = play(3)
-    for record in records[:2]:
-        large_batch_queue.append(path, record)
-    with path.open("a") as stream:
-        stream.write(json.dumps(records[2])[:50])
-    assert large_batch_queue.read(path) == records[:2]
-    large_batch_queue.append(path, records[2])
-    assert large_batch_queue.read(path) == records
-    path.write_text("nonsense\n" + path.read_text())
-    with pytest.raises(UserError, match="line 1 is no record"):
-        large_batch_queue.read(path)
-
-
-def test_two_studies_do_not_write_one_file(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "results.jsonl"
-    with (
-        large_batch_queue.lock(path),
-        pytest.raises(UserError, match="another study"),
-        large_batch_queue.lock(path),
-    ):
-        pass
-    with large_batch_queue.lock(path):
-        pass
-
-
-def test_a_key_is_of_what_changes_the_outcome() -> None:
-    run = run_of("AdamW")
-    more = dataclasses.replace(STUDY, draws=5, seeds=7, batches=(8, 16, 32))
-    assert run.key(more) == run.key(STUDY)
-    for changed in ({"data": "other"}, {"backend": "jax"}, {"examples": 128}, {"model": "a:b"}):
-        assert run.key(dataclasses.replace(STUDY, **changed)) != run.key(STUDY)
-
-
-# Figures
-
-
-@given(st.lists(st.floats(0, 10), min_size=1, max_size=7), st.data())
-def test_best_of_n_is_the_mean_over_all_choices(losses: list[float], data: st.DataObject) -> None:
-    tries = data.draw(st.integers(1, len(losses)))
-    choices = [min(chosen) for chosen in itertools.combinations(losses, tries)]
-    expected = sum(choices) / len(choices)
-    assert large_batch_report.best_of(losses, tries) == pytest.approx(expected, abs=1e-9)
-
-
-def test_steps_to_a_target_are_interpolated() -> None:
-    curve = [[0, None, 4.0], [10, 3.9, 3.0], [20, 3.4, 2.0]]
-    assert large_batch_report.steps_to(curve, 2.5) == pytest.approx(15)
-    assert large_batch_report.steps_to(curve, 3.0) == pytest.approx(10)
-    assert large_batch_report.steps_to(curve, 1.0) is None
-    assert large_batch_report.steps_to([[0, None, 4.0], [5, None, None]], 3.0) is None
-
-
-def test_charts_and_table_show_what_there_is(tmp_path: pathlib.Path) -> None:
-    for count in (0, 1, 12, 25, None):
-        records = play(count)
-        paths = large_batch_charts.draw(STUDY, records, str(tmp_path / "study"), None)
-        assert len(paths) == (0 if count == 0 else 5)
-        text = large_batch_report.table(STUDY, records, paths, None)
-        assert f"{len(records)} of 60 runs" in text
-    assert "the tuning seed alone" not in text and "unfinished" not in text
+# Variance
 
 
 def test_variance_follows_section_3_4() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from benchmarks import (
+    large_batch_charts,
     large_batch_methods,
     large_batch_queue,
     large_batch_report,
@@ -46,14 +47,10 @@ COMPARED = {"official_bert.plan --published": "tests/bert/test_plan_time.py"}
 each_document = pytest.mark.parametrize("name", DOCUMENTS)
 
 
-def study_parts(part: str) -> Iterator[str]:
-    """What `benchmarks.large_batch` may have written, for each study that its results hold.
-
-    The charts it drew are those that the part shows. It may not have been told of the document.
-    """
-    yield ""
-    records = large_batch_queue.read(figures.RESULTS / "large_batch.jsonl")
-    charts = re.findall(r"!\[[^]]*\]\(([^)]*)\)", part)
+def study_parts() -> Iterator[str]:
+    """What `benchmarks.large_batch` may have written, for each study that its results hold."""
+    results = figures.RESULTS / "large_batch.jsonl"
+    records = large_batch_queue.read(results)
     made = {record["study"]: record for record in records if "common" in record}
     for plan in large_batch_queue.plans(records):
         if plan["study"] in made:
@@ -63,16 +60,21 @@ def study_parts(part: str) -> Iterator[str]:
             fields = {**common, "seed": 0, **asked}
             study = Study.from_json(json.dumps(fields))
             target = plan["target_loss"]
+            prefix = large_batch_charts.prefix(
+                f"../benchmarks/results/{results.name}", study, records
+            )
+            names = large_batch_charts.choose(study, records, target)
+            charts = [f"{prefix}_{name}.png" for name in names]
             yield large_batch_report.table(study, records, charts, target).strip()
 
 
-def expected_parts(name: str, part: str) -> Iterable[str]:
+def expected_parts(name: str) -> Iterable[str]:
     """What a part may hold: nothing, as long as there are no results."""
     writer, results = WRITERS[name]
     if not (figures.RESULTS / results).exists():
         return [""]
     if name == STUDY:
-        return study_parts(part)
+        return study_parts()
     module, _, function = writer.partition(":")
     content = json.loads((figures.RESULTS / results).read_text(encoding="utf-8"))
     return [getattr(importlib.import_module(module), function)(content).strip()]
@@ -86,7 +88,7 @@ def test_generated_parts_are_what_the_results_say(name: str) -> None:
             assert writer in (ROOT / COMPARED[writer]).read_text(encoding="utf-8")
             continue
         assert writer in WRITERS, f"{name}: {writer!r} is not known here"
-        assert part.strip() in expected_parts(writer, part), (
+        assert part.strip() in expected_parts(writer), (
             f"{name} differs from the results in what {writer} writes; write it anew"
         )
     # A mark without its other half would hide nothing and be compared with nothing.
@@ -213,9 +215,8 @@ def test_the_study_is_found_again_in_its_records(
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
     for batches in ((256, 1024, 4096), (8, 16)):
         study = Study(data=str(batches), examples=2 * 4096, batches=batches)
-        run = large_batch_methods.drawn(study, large_batch_methods.METHODS["AdamW"], 0)
-        runs = [dataclasses.replace(run, batch=batch) for batch in batches]
-        for each in runs:
+        for method in large_batch_methods.METHODS.values():
+            each = large_batch_methods.drawn(study, method, 0)
             record = {
                 "kind": "run",
                 "study": study.key,
@@ -236,8 +237,11 @@ def test_the_study_is_found_again_in_its_records(
         fewer = dataclasses.replace(study, draws=3, seeds=2)
         for asked, target in ((study, None), (fewer, 3.7)):
             path = tmp_path / "large_batch.jsonl"
-            large_batch_queue.note_plan(path, asked, target)
+            large_batch_queue.note_plan(path, asked, target, {"validation": 3.9, "test": 4.0})
             records = large_batch_queue.read(path)
-            part = large_batch_report.table(asked, records, ["results/a_b.png"], target)
-            assert part.strip() in study_parts(part)
-            assert part.replace("3.600", "3.601").strip() not in study_parts(part)
+            prefix = large_batch_charts.prefix("../benchmarks/results/large_batch", asked, records)
+            names = large_batch_charts.choose(asked, records, target)
+            charts = [f"{prefix}_{name}.png" for name in names]
+            part = large_batch_report.table(asked, records, charts, target)
+            assert part.strip() in study_parts()
+            assert part.replace("3.500", "3.501").strip() not in study_parts()

@@ -1,0 +1,312 @@
+"""The large-batch study's queue, and what its records are shown as."""
+
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import (
+    data_process,
+    large_batch_charts,
+    large_batch_queue,
+    large_batch_report,
+    large_batch_workers,
+)
+from benchmarks.large_batch_methods import METHODS
+from benchmarks.large_batch_report import Place
+from benchmarks.large_batch_settings import Run
+from tests.large_batch_samples import STUDY, play, record_of, run_of
+from tfrecords.errors import UserError
+
+
+def test_a_study_is_breadth_first_and_ends() -> None:
+    records = play()
+    runs = [Run(**record["settings"]) for record in records]
+    assert len({record["run"] for record in records}) == len(records)
+    done = large_batch_queue.of_study(STUDY, records)
+    assert len(records) == 10 * 2 + 5 * 2 + (10 + 5) * 2
+    assert (
+        large_batch_queue.total(STUDY, done) == large_batch_queue.total(STUDY, {}) == len(records)
+    )
+    assert large_batch_queue.finished(STUDY, done) == len(records)
+    assert [run.method for run in runs[:10]] == [run.method for run in runs[10:20]] == list(METHODS)
+    assert {run.batch for run in runs[:20]} == {16} and {run.batch for run in runs[20:30]} == {8}
+    assert [run.seed for run in runs] == [0] * 30 + [1] * 15 + [2] * 15
+    assert len({(run.beta_2, run.warmup_ratio) for run in runs[:10]}) == 1
+    for method in METHODS.values():
+        tuning = [each for each in records[:20] if each["settings"]["method"] == method.name]
+        best = min(tuning, key=lambda each: each["validation_loss"])["settings"]
+        for run in runs[30:]:
+            if run.method == method.name and run.batch == 16:
+                assert run == Run(**{**best, "seed": run.seed})
+        assert all(
+            method.rates[0] <= each["settings"]["learning_rate"] <= method.rates[1]
+            for each in tuning
+        )
+
+
+@settings(max_examples=15, deadline=None)
+@given(cut=st.integers(0, 60))
+def test_a_study_goes_on_where_it_was_cut(cut: int) -> None:
+    whole = play()
+    done = large_batch_queue.of_study(STUDY, whole[:cut])
+    following = next(large_batch_queue.remaining(STUDY, done), None)
+    assert (following is None) == (cut == len(whole))
+    if following is not None:
+        assert following.key(STUDY) == whole[cut]["run"]
+
+
+def test_a_plan_is_noted_where_it_changes(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "results.jsonl"
+    other = dataclasses.replace(STUDY, data="other")
+    longer = dataclasses.replace(STUDY, draws=3)
+    for study in (STUDY, STUDY, other, STUDY, longer, longer, STUDY):
+        large_batch_queue.note_plan(path, study, None, {"validation": 3.0, "test": 3.1})
+    large_batch_queue.note_plan(path, STUDY, 2.5, {"validation": 3.0, "test": 3.1})
+    plans = large_batch_queue.plans(large_batch_queue.read(path))
+    assert [plan["study"] == STUDY.key for plan in plans] == [True, False, True, True, True]
+    assert [plan["draws"] for plan in plans] == [2, 2, 3, 2, 2]
+    assert [plan["target_loss"] for plan in plans] == [None] * 4 + [2.5]
+
+
+@pytest.mark.parametrize(
+    ("tried", "best", "mark"),
+    [
+        ([1.0, 2.0, 3.0], 1.0, " (the least tried)"),
+        ([1.0, 2.0, 3.0], 2.0, ""),
+        ([1.0, 2.0, 3.0], 3.0, " (the greatest tried)"),
+        ([1.0], 1.0, ""),
+    ],
+)
+def test_a_best_rate_at_an_end_is_marked(tried: list[float], best: float, mark: str) -> None:
+    place = place_of("AdamW", [3.0])
+    place = dataclasses.replace(
+        place,
+        best=run_of("AdamW", learning_rate=best),
+        tuning=[{"settings": {"learning_rate": rate}} for rate in tried],
+    )
+    assert large_batch_report._edge(place) == mark
+
+
+def test_a_method_that_never_converges_is_left_at_that() -> None:
+    records = play(diverges="AdamW")
+    assert sum(each["settings"]["method"] == "AdamW" for each in records) == STUDY.draws
+    done = large_batch_queue.of_study(STUDY, records)
+    assert large_batch_queue.finished(STUDY, done) == large_batch_queue.total(STUDY, done)
+    assert large_batch_queue.is_complete(STUDY, done)
+    found = large_batch_report.places(STUDY, records)
+    (place,) = (each for each in found if each.method.name == "AdamW")
+    assert place.diverged == 2 and place.loss is None
+    text = large_batch_report.table(STUDY, records, [], None)
+    assert "| AdamW | 16 | | | | 2 | 2 | | diverged |" in text
+    assert "less AdamW's" in text and "not to be compared" not in text
+    assert large_batch_report.default_target(STUDY, records) is not None
+
+
+def test_what_a_killed_process_left_half_written_is_no_record(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "results.jsonl"
+    records = play(3)
+    for record in records[:2]:
+        large_batch_queue.append(path, record)
+    with path.open("a") as stream:
+        stream.write(json.dumps(records[2])[:50])
+    assert large_batch_queue.read(path) == records[:2]
+    large_batch_queue.append(path, records[2])
+    assert large_batch_queue.read(path) == records
+    path.write_text("nonsense\n" + path.read_text())
+    with pytest.raises(UserError, match="line 1 is no record"):
+        large_batch_queue.read(path)
+
+
+def test_two_studies_do_not_write_one_file(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "results.jsonl"
+    with (
+        large_batch_queue.lock(path),
+        pytest.raises(UserError, match="another study"),
+        large_batch_queue.lock(path),
+    ):
+        pass
+    with large_batch_queue.lock(path):
+        pass
+
+
+def test_a_key_is_of_what_changes_the_outcome() -> None:
+    run = run_of("AdamW")
+    more = dataclasses.replace(STUDY, draws=5, seeds=7, batches=(8, 16, 32))
+    assert run.key(more) == run.key(STUDY)
+    for changed in ({"data": "other"}, {"backend": "jax"}, {"examples": 128}, {"model": "a:b"}):
+        assert run.key(dataclasses.replace(STUDY, **changed)) != run.key(STUDY)
+
+
+# Figures
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=7), st.data())
+def test_best_of_n_is_the_mean_over_all_choices(losses: list[float], data: st.DataObject) -> None:
+    tries = data.draw(st.integers(1, len(losses)))
+    choices = [min(chosen) for chosen in itertools.combinations(losses, tries)]
+    expected = sum(choices) / len(choices)
+    assert large_batch_report.best_of(losses, tries) == pytest.approx(expected, abs=1e-9)
+
+
+def test_steps_to_a_target_are_interpolated() -> None:
+    curve = [[0, None, 4.0], [10, 3.9, 3.0], [20, 3.4, 2.0]]
+    assert large_batch_report.steps_to(curve, 2.5) == pytest.approx(15)
+    assert large_batch_report.steps_to(curve, 3.0) == pytest.approx(10)
+    assert large_batch_report.steps_to(curve, 1.0) is None
+    assert large_batch_report.steps_to([[0, None, 4.0], [5, None, None]], 3.0) is None
+
+
+def place_of(method: str, losses: Sequence[float], first_seed: int = 1) -> Place:
+    records = [
+        record_of(run_of(method, seed=seed), loss - 0.1, math.isinf(loss))
+        for seed, loss in enumerate(losses, start=first_seed)
+    ]
+    return Place(
+        method=METHODS[method],
+        batch=16,
+        best=run_of(method),
+        is_tuned=True,
+        tuning=[],
+        at_best=records,
+        is_fresh=True,
+    )
+
+
+def test_differences_are_of_the_same_seed() -> None:
+    # What both methods have in common on a seed is no difference: 1, 5 and 3.
+    one, other = place_of("LANS eq. (8)", [1.1, 5.3, 3.2]), place_of("AdamW", [1, 5, 3])
+    found = large_batch_report.difference(one, other)
+    assert found is not None
+    # Student's t of two degrees of freedom at 97.5 %, from a table; the deviation is 0.1.
+    half = 4.3027 * 0.1 / math.sqrt(3)
+    assert found == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-4)
+    # Seed 1 has no other; of seeds 2 and 3 one diverged, so that no two are left.
+    assert large_batch_report.difference(one, place_of("AdamW", [5, math.inf], 2)) is None
+    tuned = dataclasses.replace(other, is_fresh=False)
+    assert large_batch_report.difference(one, tuned) is None
+
+
+@given(cut=st.integers(0, 60))
+@settings(max_examples=15, deadline=None)
+def test_methods_are_shown_after_equal_tries(cut: int) -> None:
+    records = play(cut)
+    done = large_batch_queue.of_study(STUDY, records)
+    assert large_batch_queue.rounds(STUDY, done) == min(cut // len(METHODS), STUDY.draws)
+    found = large_batch_report.places(STUDY, large_batch_report.shown(STUDY, records))
+    if cut < 20:
+        assert {len(place.tuning) for place in found} == ({cut // 10} if cut >= 10 else set())
+    assert large_batch_queue.is_complete(STUDY, done) == (cut == 60)
+
+
+# What is not clearly below the loss of frequencies is not learnt.
+@pytest.mark.parametrize(("limit", "target"), [(9.0, 3.3), (2.76, 2.6), (2.74, 2.5), (2.5, None)])
+def test_the_target_is_one_that_is_learnt(limit: float, target: float | None) -> None:
+    records = play()
+    plan = {"kind": "plan", "study": STUDY.key, "frequency_losses": {"validation": limit}}
+    worst = {"AdamW": 2.5, "LAMB eq. (8)": 3.5, "LAMB eq. (9)": 3.4, "LANS eq. (8)": 3.3}
+    worst["LANS eq. (9)"] = 2.7
+    for record in records:
+        run = record["settings"]
+        if run["seed"] and run["batch"] == 16 and run["method"] in worst:
+            record["validation_loss"] = worst[run["method"]] - (run["seed"] == 1)
+    found = large_batch_report.default_target(STUDY, [plan, *records])
+    assert found == (None if target is None else pytest.approx(target))
+    fewer = [each for each in records if each["settings"]["seed"] < 2]
+    assert large_batch_report.default_target(STUDY, fewer) is None
+
+
+def test_charts_and_table_show_what_there_is(tmp_path: pathlib.Path) -> None:
+    drawn = {0: 0, 1: 0, 9: 0, 12: 2, 25: 3, 59: 3, 60: 5}
+    for count, charts in drawn.items():
+        records = play(count)
+        plan = {
+            "kind": "plan",
+            "study": STUDY.key,
+            "frequency_losses": {"validation": 4.0, "test": 4.1},
+        }
+        records = [plan, *records]
+        paths = large_batch_charts.draw(STUDY, records, str(tmp_path / "study"), None)
+        assert len(paths) == charts, count
+        text = large_batch_report.table(STUDY, records, paths, None)
+        assert f"{count} of 60 runs" in text
+        assert ("so far every method" in text.lower()) == (10 <= count < 20)
+        assert ("how frequent each token is" in text) == (count >= 10)
+        assert ("not to be compared" in text) == (20 <= count < 60)
+        assert ("steps to a validation loss" in text) == (count >= 50)
+        tables = [part for part in text.split("\n\n") if part.startswith("|")]
+        for rows in tables:
+            assert len({row.count("|") for row in rows.splitlines()}) == 1
+    assert "the tuning seed alone" not in text and "unfinished" not in text
+
+
+# The loop
+
+
+class Pretended:
+    """A worker that answers at once, from a script where it has one."""
+
+    def __init__(self, script: Mapping[int, BaseException] | None = None) -> None:
+        self.asked, self.is_closed, self._script = 0, False, script or {}
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        self.asked += 1
+        if self.asked in self._script:
+            raise self._script[self.asked]
+        return record_of(Run(**request["run"]), 2.0 + request["run"]["learning_rate"])
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def work(
+    path: pathlib.Path, staff: Sequence[Pretended], may_start: Callable[[], bool] = lambda: True
+) -> list[dict[str, Any]]:
+    stop = large_batch_workers.Stop()
+    large_batch_workers.work(STUDY, cast("Any", staff), str(path), may_start, stop)
+    return large_batch_queue.read(path)
+
+
+def test_workers_share_the_runs_and_make_each_once(tmp_path: pathlib.Path) -> None:
+    staff = [Pretended(), Pretended()]
+    records = work(tmp_path / "results.jsonl", staff)
+    assert len({record["run"] for record in records}) == len(records) == 60
+    assert sum(worker.asked for worker in staff) == 60
+    assert work(tmp_path / "results.jsonl", staff) == records
+    assert sum(worker.asked for worker in staff) == 60
+
+
+def test_no_run_is_started_that_the_budget_has_no_room_for(tmp_path: pathlib.Path) -> None:
+    answers = itertools.chain([True] * 5, itertools.repeat(False))
+    records = work(tmp_path / "results.jsonl", [Pretended()], lambda: next(answers))
+    assert len(records) == 5
+
+
+def test_what_was_finished_is_kept_when_a_worker_fails(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "results.jsonl"
+    staff = [Pretended({4: data_process.FailedError("ended with code -9")})]
+    with pytest.raises(data_process.FailedError, match="code -9"):
+        work(path, staff)
+    assert staff[0].is_closed and len(large_batch_queue.read(path)) == 3
+    assert len(work(path, [Pretended()])) == 60
+
+
+def test_the_first_signal_lets_the_runs_under_way_end(tmp_path: pathlib.Path) -> None:
+    path, stop = tmp_path / "results.jsonl", large_batch_workers.Stop()
+
+    class Interrupting(Pretended):
+        def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+            stop._hear()
+            return super().ask(request)
+
+    large_batch_workers.work(STUDY, cast("Any", [Interrupting()]), str(path), lambda: True, stop)
+    assert len(large_batch_queue.read(path)) == 1
+    with pytest.raises(KeyboardInterrupt):
+        stop._hear()
