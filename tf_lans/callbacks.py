@@ -39,7 +39,8 @@ class DiagnosticsCallback:
     Args:
         max_skipped_steps: how many steps in a row may be skipped, at least 1; None never stops.
         interval: steps (updates and skipped ones) between two looks, at least 1. A look reads all
-            weights and moments once; at the default its cost is below 2 % of the updates'.
+            weights and moments once, which is less than an update does; at the default it costs
+            next to nothing.
         log_dir: a folder for TensorBoard's event files, or None. They take TensorFlow and the
             package tensorboard.
 
