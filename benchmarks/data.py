@@ -15,22 +15,24 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from benchmarks import (
-    data_contenders,
     data_process,
     data_reading,
     data_report,
     data_text,
     data_turns,
     machine,
+    turns,
     whole_files,
 )
+from benchmarks.data_contenders import CONTENDERS, SEQ_LENGTHS
 from tfrecords import command
+from tfrecords.errors import UserError
 
 FLAGS = flags.FlagValues()
 data_text.define_flags(FLAGS)
@@ -76,42 +78,64 @@ def body(flag_values: flags.FlagValues) -> None:
     if flag_values.quick:
         for name, value in _QUICK.items():
             flag_values[name].value = value
+    names, environments = turns.chosen(CONTENDERS, flag_values.only), peers(flag_values)
+    output = flag_values.output
+    if output is not None:
+        whole_files.check(f"{output}.json")
+        whole_files.check(f"{output}.png")
     with tempfile.TemporaryDirectory() as temporary:
         work_dir = pathlib.Path(flag_values.work_dir or temporary).absolute()
         work_dir.mkdir(parents=True, exist_ok=True)
-        figures = report(flag_values, work_dir)
+        figures = report(flag_values, names, environments, work_dir)
     print(data_report.table(figures))
-    if flag_values.output is not None:
-        whole_files.write_json(f"{flag_values.output}.json", figures)
-        whole_files.write_chart(f"{flag_values.output}.png", data_report.chart(figures))
+    if output is not None:
+        whole_files.write_json(f"{output}.json", figures)
+        whole_files.write_chart(f"{output}.png", data_report.chart(figures))
 
 
-def report(flag_values: flags.FlagValues, work_dir: pathlib.Path) -> dict[str, Any]:
+def peers(flag_values: flags.FlagValues) -> dict[str, str]:
+    """The peers' checkouts and Pythons that were named, by flag.
+
+    Absolute, since commands run from the root of the checkout.
+
+    Raises:
+        UserError: one is not there.
+    """
+    found = {}
+    for name in _ENVIRONMENTS:
+        path = flag_values[name].value
+        if path is None:
+            continue
+        if name.endswith("_python"):
+            found[name] = machine.interpreter(path, f"--{name}")
+        elif os.path.isdir(path):
+            found[name] = os.path.abspath(path)
+        else:
+            raise UserError(f"--{name} is {path!r}, which is no folder; expected a checkout")
+    return found
+
+
+def report(
+    flag_values: flags.FlagValues,
+    names: Sequence[str],
+    environments: Mapping[str, str],
+    work_dir: pathlib.Path,
+) -> dict[str, Any]:
     """Runs everything; the figures as they go into the JSON file."""
     text = data_text.prepare(flag_values.input, flag_values.vocab_file, work_dir)
-    environments = {name: flag_values[name].value for name in _ENVIRONMENTS}
-    turns = data_turns.Turns(
+    setup = data_turns.Setup(
         text=text,
         work_dir=work_dir,
-        environments={
-            # Absolute, since commands run from the root of the checkout.
-            name: os.path.abspath(path)
-            for name, path in environments.items()
-            if path is not None
-        },
+        environments=environments,
         megabytes=flag_values.megabytes,
         startup_bytes=_STARTUP_BYTES,
         cores=sorted({1, len(os.sched_getaffinity(0))}),
     )
-    chosen = {
-        name: each
-        for name, each in data_contenders.CONTENDERS.items()
-        if not flag_values.only or any(part in name for part in flag_values.only)
-    }
     rounds = flag_values.rounds
     slow_rounds = min(rounds, flag_values.slow_rounds)
-    building = data_report.building(data_turns.measure(turns, chosen, rounds, slow_rounds))
-    reading = data_report.reading(data_turns.read(turns, rounds, flag_values.read_seconds))
+    contenders = {name: CONTENDERS[name] for name in names}
+    building = data_report.building(data_turns.measure(setup, contenders, rounds, slow_rounds))
+    reading = data_report.reading(data_turns.read(setup, rounds, flag_values.read_seconds))
     return {
         **machine.heading("benchmarks.data"),
         "processor": machine.processor(),
@@ -123,7 +147,7 @@ def report(flag_values: flags.FlagValues, work_dir: pathlib.Path) -> dict[str, A
             "documents": len(text.documents),
             "vocabulary": os.path.basename(text.vocab_file),
         },
-        "seq_lengths": list(data_contenders.SEQ_LENGTHS),
+        "seq_lengths": list(SEQ_LENGTHS),
         "method": {
             "rate": data_report.RATE_METHOD,
             "startup_bytes": _STARTUP_BYTES,

@@ -52,6 +52,8 @@ def body(flag_values: flags.FlagValues) -> None:
     """Builds, counts, prints tables and writes the JSON file and the document's part."""
     if flag_values.document is not None:
         markdown_part.check(flag_values.document, _MODULE)
+    if flag_values.output is not None:
+        whole_files.check(f"{flag_values.output}.json")
     with tempfile.TemporaryDirectory() as folder:
         figures = report(flag_values, pathlib.Path(folder))
     tables = markdown(figures)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from benchmarks import data_process, data_reading
+from benchmarks import child, data_process, data_reading, turns
 from benchmarks.data_contenders import DYNAMIC, STORED, Contender, Job
+from benchmarks.data_process import FailedError
 from benchmarks.data_text import Text
 
 Key = tuple[str, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Turns:
+class Setup:
     """What all turns share.
 
     Attributes:
@@ -64,43 +62,52 @@ class Measured:
 
 
 def measure(
-    turns: Turns, contenders: Mapping[str, Contender], rounds: int, slow_rounds: int
+    setup: Setup, contenders: Mapping[str, Contender], rounds: int, slow_rounds: int
 ) -> dict[Key, Measured | str]:
-    """Lets contenders take turns, each following each as the rounds go on.
+    """Lets contenders take turns, in an order that `benchmarks.turns` changes each round.
+
+    Args:
+        setup: what they share.
+        contenders: who, by name.
+        rounds: measurements of each.
+        slow_rounds: those of slow contenders, and of start-up.
 
     Returns:
         By name and cores, the figures, or why there are none.
     """
     pending = {
-        (name, cores): _Building(turns, name, contender, cores)
+        (name, cores): _Building(setup, name, contender, cores)
         for name, contender in contenders.items()
-        for cores in (turns.cores[:1] if contender.only_alone else turns.cores)
+        for cores in (setup.cores[:1] if contender.only_alone else setup.cores)
     }
     problems: dict[Key, str] = {}
+    rounds_before: collections.Counter[bool] = collections.Counter()
     for number in range(rounds):
         is_shared = number * slow_rounds % rounds < slow_rounds
-        first = number % len(pending)
-        for key in [*pending][first:] + [*pending][:first]:
-            building = pending[key]
-            if key in problems or (building.contender.is_slow and not is_shared):
-                continue
+        present = [
+            key
+            for key, building in pending.items()
+            if key not in problems and (is_shared or not building.contender.is_slow)
+        ]
+        for key in turns.order(present, rounds_before[is_shared]):
             print(f"  round {number + 1}: {key[0]}, cores: {key[1]}", file=sys.stderr, flush=True)
             try:
-                building.take_turn(with_startup=is_shared)
-            except (data_process.FailedError, OSError) as error:
+                pending[key].take_turn(with_startup=is_shared)
+            except (FailedError, OSError) as error:
                 problems[key] = str(error)
+        rounds_before[is_shared] += 1
     return {key: problems.get(key) or building.measured() for key, building in pending.items()}
 
 
 class _Building:
     """One contender on some cores, round after round."""
 
-    def __init__(self, turns: Turns, name: str, contender: Contender, cores: int) -> None:
+    def __init__(self, setup: Setup, name: str, contender: Contender, cores: int) -> None:
         self.contender = contender
-        self._turns, self._cores = turns, cores
-        self._folder = _folder(turns, name, cores)
+        self._setup, self._cores = setup, cores
+        self._folder = _folder(setup, name, cores)
         self._copies = cores if contender.is_copied else 1
-        megabytes = min(contender.megabytes, turns.megabytes)
+        megabytes = min(contender.megabytes, setup.megabytes)
         self._part_bytes = 1e6 * megabytes
         self._text_bytes = self._startup_bytes = 0
         self._startups: list[data_process.Ran] = []
@@ -114,10 +121,10 @@ class _Building:
             FailedError: the command failed, or there is nothing to run it with.
         """
         needed = self.contender.environment
-        if needed and needed not in self._turns.environments:
-            raise data_process.FailedError(f"no --{needed} was given")
+        if needed and needed not in self._setup.environments:
+            raise FailedError(f"no --{needed} was given")
         if with_startup:
-            taken, self._startup_bytes = self._run(self._turns.startup_bytes)
+            taken, self._startup_bytes = self._run(self._setup.startup_bytes)
             self._startups.append(taken)
         taken, self._text_bytes = self._run(self._part_bytes)
         self._runs.append(taken)
@@ -125,18 +132,18 @@ class _Building:
         self._output_bytes = sum(path.stat().st_size for path in outputs)
 
     def _run(self, part_bytes: float) -> tuple[data_process.Ran, int]:
-        texts = self._turns.text.parts(self._copies, part_bytes)
-        paths = [self._turns.work_dir / f"text-{number}.txt" for number in range(len(texts))]
+        texts = self._setup.text.parts(self._copies, part_bytes)
+        paths = [self._setup.work_dir / f"text-{number}.txt" for number in range(len(texts))]
         for path, content in zip(paths, texts, strict=True):
             path.write_bytes(content)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         job = Job(
             texts=list(map(str, paths)),
-            vocab_file=os.path.abspath(self._turns.text.vocab_file),
+            vocab_file=os.path.abspath(self._setup.text.vocab_file),
             output_dir=str(self._folder),
             cores=self._cores,
-            environments=self._turns.environments,
+            environments=self._setup.environments,
         )
         os.sync()  # nobody pays for what another one left to be written
         first, *others = (data_process.run(step, self._cores) for step in self.contender.steps(job))
@@ -154,9 +161,9 @@ class _Building:
         )
 
 
-def _folder(turns: Turns, name: str, cores: int) -> pathlib.Path:
+def _folder(setup: Setup, name: str, cores: int) -> pathlib.Path:
     plain = "".join(char if char.isalnum() else "-" for char in name)
-    return turns.work_dir / f"{plain}-{cores}"
+    return setup.work_dir / f"{plain}-{cores}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,77 +173,47 @@ class Read:
     rates: list[float]
 
 
-def read(turns: Turns, rounds: int, seconds: float) -> dict[Key, Read | str]:
+def read(setup: Setup, rounds: int, seconds: float) -> dict[Key, Read | str]:
     """Lets readers take turns on the shards that our builds left in the work folder.
 
     Returns:
         By name and cores, the figures, or why there are none.
     """
     built = {data_reading.STORED: STORED, data_reading.MODEL_GARDEN: STORED}
+    problems: dict[Key, str] = {}
     with contextlib.ExitStack() as stack:
-        found = {
-            (name, cores): stack.enter_context(
-                _reader(
-                    name, _folder(turns, built.get(name, DYNAMIC), turns.cores[0]) / "shards", cores
-                )
-            )
-            for name in data_reading.READERS
-            for cores in turns.cores
-        }
-        running = {key: each for key, each in found.items() if not isinstance(each, str)}
+        running: dict[Key, child.Child] = {}
+        for name in data_reading.READERS:
+            for cores in setup.cores:
+                print(f"  {name}, cores: {cores}", file=sys.stderr, flush=True)
+                directory = _folder(setup, built.get(name, DYNAMIC), setup.cores[0]) / "shards"
+                try:
+                    running[name, cores] = stack.enter_context(_reader(name, directory, cores))
+                except FailedError as error:
+                    problems[name, cores] = str(error)
         rates: dict[Key, list[float]] = {key: [] for key in running}
-        for number in range(rounds if running else 0):
-            first = number % len(running)
-            for key in [*running][first:] + [*running][:first]:
-                figures = _ask(running[key], f"{seconds}\n")
+        for number in range(rounds):
+            alive = [key for key in running if key not in problems]
+            for key in turns.order(alive, number):
+                try:
+                    figures = running[key].ask(seconds)
+                except FailedError as error:
+                    problems[key] = str(error)
+                    continue
                 rates[key].append(figures["examples"] / figures["seconds"])
-        return {
-            key: each if isinstance(each, str) else Read(rates=rates[key])
-            for key, each in found.items()
-        }
+    keys = [(name, cores) for name in data_reading.READERS for cores in setup.cores]
+    return {key: problems.get(key) or Read(rates=rates[key]) for key in keys}
 
 
-@contextlib.contextmanager
+def reader_command(name: str, directory: pathlib.Path) -> list[str]:
+    """The command of a reader's process; see `benchmarks.data_reading`."""
+    return [sys.executable, "-m", "benchmarks.data_reading", name, str(directory)]
+
+
 def _reader(
     name: str, directory: pathlib.Path, cores: int
-) -> Iterator[subprocess.Popen[str] | str]:
-    """A reader's process after its first batch, or why there is none."""
-    print(f"  {name}, cores: {cores}", file=sys.stderr, flush=True)
+) -> contextlib.AbstractContextManager[child.Child]:
+    """A reader's process after its first batch."""
     if not (directory / "manifest.json").is_file():
-        yield "the build that it would have read was not measured"
-        return
-    with tempfile.TemporaryFile("w+") as log:
-        process = data_process.start(
-            [sys.executable, "-m", "benchmarks.data_reading", name, str(directory)],
-            sorted(os.sched_getaffinity(0))[:cores],
-            log,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        try:
-            _answer(process)
-        except EOFError:
-            log.seek(0)
-            words = [line.strip() for line in log if line.strip()]
-            yield words[-1] if words else "its process ended without a word"
-            return
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
-
-
-def _ask(process: subprocess.Popen[str], question: str) -> dict[str, Any]:
-    assert process.stdin is not None
-    process.stdin.write(question)
-    process.stdin.flush()
-    return _answer(process)
-
-
-def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise EOFError("its process ended without a word")
-    return json.loads(line)
+        raise FailedError("the build that it would have read was not measured")
+    return child.started(reader_command(name, directory), cores)

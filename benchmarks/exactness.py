@@ -27,6 +27,7 @@ from benchmarks import (
     exactness_error,
     exactness_kills,
     exactness_report,
+    exactness_stock_kills,
     machine,
     markdown_part,
     whole_files,
@@ -65,8 +66,8 @@ flags.DEFINE_enum(
     "The kills of `make test`, or those of `make test-kill`.", flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_integer(
-    "stock_trials", 3, "Stock jobs that are killed: so many of one worker, as many of two.",
-    lower_bound=0, flag_values=FLAGS,
+    "stock_trials", 3, "Stock jobs that are killed, each otherwise: so many of one worker, as many "
+    "of two.", lower_bound=0, upper_bound=exactness_stock_kills.MOST_TRIALS, flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
     "output", None, "Writes OUTPUT.json and the chart OUTPUT.png.", flag_values=FLAGS
@@ -138,6 +139,9 @@ def body(flag_values: flags.FlagValues) -> None:
     if flag_values.document:
         markdown_part.check(flag_values.document, _MODULE)
     output = flag_values.output
+    if output:
+        whole_files.check(f"{output}.json")
+        whole_files.check(f"{output}.png")
     figures = read(output)
     heading = {
         **machine.heading(_MODULE),

@@ -132,8 +132,7 @@ def measure(
         return keep_rows
 
     if any(
-        sum(row["workers"] == workers for row in figures["stock"]) < stock_trials
-        for workers in (1, 2)
+        exactness_stock_kills.missing(figures["stock"], workers, stock_trials) for workers in (1, 2)
     ):
         manifest = exactness_data.shards(text(), folder / "shards-8", 8)
         figures["stock"] = exactness_stock_kills.measure(

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import collections
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 COVERAGE, ERROR, CUTS, KILLS = PARTS = ("coverage", "error", "cuts", "kills")
 MISSING = "not measured"
+
+_PAPER = "arXiv 2006.13484"
+_OPTIMIZERS = {"Algorithm 1": "LAMB", "Algorithm 2": "LANS"}
+
+# What picks parts in a command, and asks for them anew.
+_CHOICE = re.compile(r" --(?:only(?:=| )\S+|(?:no)?again(?:=\S+)?)(?!\S)")
 
 Figures = Mapping[str, Any]
 Row = tuple[str, str, str]
@@ -68,7 +75,10 @@ def _error(part: Figures) -> list[Row]:
                 remark = f" ({row['remark']})" if row["remark"] else ""
                 error = scientific(row["relative_l2_error"])
                 cells[row["is_ours"]].append(f"{row['method']}: {error}{remark}")
-        title = f"float32 against {formula} in float64 after {part['steps']} updates"
+        title = (
+            f"float32 {_OPTIMIZERS[formula]} ({formula}): distance to float64 after "
+            f"{part['steps']} updates, over the way gone"
+        )
         rows.append((title, "; ".join(cells[False]) or "none", "; ".join(cells[True])))
     return rows
 
@@ -82,7 +92,10 @@ def _cuts(part: Figures) -> list[Row]:
                 optimizer = row["system"].rpartition(" ")[2]
                 difference = scientific(row["relative_l2_difference"])
                 cells[row["is_ours"]].append(f"{optimizer} {difference}")
-        title = f"weights, batch cut into {cut} against whole, after {part['steps']} updates"
+        title = (
+            f"weights, batch cut into {cut} against whole: distance after {part['steps']} "
+            "updates, over the way gone"
+        )
         rows.append((title, "; ".join(cells[False]) or "cannot", "; ".join(cells[True])))
     return rows
 
@@ -91,11 +104,17 @@ def _key_biases(part: Figures) -> str:
     most = max(row["with_key_biases"] for row in part["rows"] if row["is_ours"])
     stock = max(row["with_key_biases"] for row in part["rows"] if not row["is_ours"])
     return (
-        "The weights are without the attention's key biases. Softmax ignores those, so that their "
-        "gradient is rounding alone, which LANS scales to whole steps; with them our largest "
-        f"difference is {scientific(most)}, stock's {scientific(stock)}. The batch has "
+        "Those of a cut batch are without the attention's key biases. Softmax ignores those, so "
+        "that their gradient is rounding alone, which LANS scales to whole steps; with them our "
+        f"largest difference is {scientific(most)}, stock's {scientific(stock)}. The batch has "
         f"{part['global_batch_size']} rows; stock's difference shrinks as it grows."
     )
+
+
+_DISTANCES = (
+    "Distances are L2 norms over all weights together; the way gone is how far the weights held "
+    f"against came from the start. Algorithms 1 and 2 are those of {_PAPER}."
+)
 
 
 def survived(part: Figures, workers: int) -> dict[str, tuple[int, int]]:
@@ -116,21 +135,27 @@ def of(counts: tuple[int, int]) -> str:
     return f"{counts[0]} of {counts[1]}" if counts[1] else MISSING
 
 
+def _in_runs(counts: tuple[int, int], rows: Sequence[Figures]) -> str:
+    # A row is a run, which may be killed more than once.
+    return of(counts) + (f", in {len(rows)} run{'s' * (len(rows) > 1)}" if counts[1] else "")
+
+
 def _kills(part: Figures) -> list[Row]:
     rows = []
     for workers, title in ((1, "one worker"), (2, "two workers")):
         counts = survived(part, workers)
-        stock = of(counts["stock"])
-        ends = collections.Counter(
-            row["restarted"] for row in part["stock"] if row["workers"] == workers
+        of_stock, of_ours = (
+            [row for row in part[name] if row["workers"] == workers] for name in ("stock", "ours")
         )
+        stock = _in_runs(counts["stock"], of_stock)
+        ends = collections.Counter(row["restarted"] for row in of_stock)
         for end in ("crashed", "hung"):
             if ends[end]:
                 stock += f"; {ends[end]} restart{'s' if ends[end] > 1 else ''} {end}"
-        ours = of(counts["ours"])
+        ours = _in_runs(counts["ours"], of_ours)
         planned = part["planned_kills"][str(workers)]
         if 0 < counts["ours"][1] < planned:
-            ours += f" made so far; the sweep has {planned}"
+            ours += f", made so far; the sweep has {planned}"
         rows.append((f"kills after which a restarted run ends bit-equal, {title}", stock, ours))
     return rows
 
@@ -143,6 +168,22 @@ def rows(figures: Figures) -> list[Row]:
     return [row for part in PARTS if part in figures for row in _PARTS[part](figures[part])]
 
 
+def commands(figures: Figures) -> list[str]:
+    """What measures each part as it was measured, a command for those of the same settings.
+
+    Parts may have been measured one by one, and some again.
+    """
+    parts: dict[str, list[str]] = {}
+    for part in PARTS:
+        if part in figures:
+            settings = _CHOICE.sub("", figures[part]["command"])
+            parts.setdefault(settings, []).append(part)
+    return [
+        settings if len(names) == len(PARTS) else f"{settings} --only={','.join(names)}"
+        for settings, names in parts.items()
+    ]
+
+
 def _markdown(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -151,6 +192,8 @@ def table(figures: Figures) -> str:
     """The report as Markdown."""
     lines = ["| | Model Garden, Keras | tf-lans |", "| --- | --- | --- |"]
     lines += [_markdown(row) for row in rows(figures)]
+    if ERROR in figures or CUTS in figures:
+        lines += ["", _DISTANCES]
     if CUTS in figures:
         lines += ["", _key_biases(figures[CUTS])]
     measured = [figures[part] for part in PARTS if part in figures]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from tfrecords import schema
 from tfrecords.manifest import Manifest
 
 STEPS, LOOP = 8, 2
+# Distinct kills of one worker: after each loop but the first, which no checkpoint comes before.
+MOST_TRIALS = STEPS // LOOP - 1
 _BATCH = 16
 _SECONDS = 1800.0  # until a job that hangs is given up
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -174,11 +177,51 @@ def compared(found: pathlib.Path, expected: pathlib.Path) -> dict[str, Any]:
     }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kill:
+    """Who of how many workers is killed, and after how many loops."""
+
+    workers: int
+    victim: int
+    loops: int
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Kill:
+        """That of a finished trial."""
+        return cls(workers=row["workers"], victim=row["killed_worker"], loops=row["after_loop"])
+
+
+def kills(workers: int, trials: int) -> list[Kill]:
+    """So many kills of jobs of so many workers, no two alike: each worker in turn, loop by loop.
+
+    A job is a deterministic program, so that the same kill again would only say the same again.
+    """
+    if trials > MOST_TRIALS:
+        raise ValueError(f"kills() got {trials} trials: expected at most {MOST_TRIALS}")
+    return [
+        Kill(workers=workers, victim=trial % workers, loops=2 + trial // workers)
+        for trial in range(trials)
+    ]
+
+
+def distinct(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Finished trials, the first of each kill."""
+    found: dict[Kill, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(Kill.of_row(row), row)
+    return list(found.values())
+
+
+def missing(known: Sequence[Mapping[str, Any]], workers: int, trials: int) -> list[Kill]:
+    """Those of `kills` that are not among finished trials."""
+    done = {Kill.of_row(row) for row in known}
+    return [each for each in kills(workers, trials) if each not in done]
+
+
 def one_trial(
     manifest: Manifest,
     folder: pathlib.Path,
-    workers: int,
-    trial: int,
+    kill: Kill,
     control: Callable[[int], pathlib.Path],
 ) -> dict[str, Any]:
     """A job killed once, then started again.
@@ -186,13 +229,12 @@ def one_trial(
     Args:
         manifest: what it reads.
         folder: for the run and its logs.
-        workers: how many train.
-        trial: its number, which says who is killed and after how many loops.
+        kill: who is killed, and when.
         control: the folder of the run of so many workers that nothing interrupted.
     """
-    victim, loops = trial % workers, 2 + (trial // workers) % (STEPS // LOOP - 2)
+    workers = kill.workers
     flags = arguments(manifest, folder / "run", workers)
-    died = run(flags, folder / "killed", workers, victim, loops)
+    died = run(flags, folder / "killed", workers, kill.victim, kill.loops)
     if died != -signal.SIGKILL:
         raise RuntimeError(f"the stock job ended with {died}: {last_error(folder / 'killed')}")
     checkpoint = tf.train.latest_checkpoint(str(folder / "run"))
@@ -202,8 +244,8 @@ def one_trial(
     outcome = _OUTCOMES.get(code, CRASHED)
     row = {
         "workers": workers,
-        "killed_worker": victim,
-        "after_loop": loops,
+        "killed_worker": kill.victim,
+        "after_loop": kill.loops,
         "restarted_from": pathlib.Path(checkpoint).name,
         "restarted": outcome,
     }
@@ -224,8 +266,8 @@ def measure(
     Args:
         manifest: what is read.
         folder: for runs.
-        trials: of each number of workers.
-        known: rows of an earlier call.
+        trials: of each number of workers, at most `MOST_TRIALS`.
+        known: rows of an earlier call; of the same kill the first counts.
         keep: is given all rows after each new one.
     """
     controls: dict[int, pathlib.Path] = {}
@@ -242,13 +284,11 @@ def measure(
             controls[workers] = runs[0] / "run"
         return controls[workers]
 
-    rows = list(known)
+    rows = distinct(known)
     for workers in (1, 2):
-        done = sum(row["workers"] == workers for row in rows)
-        if done < trials:
+        for kill in missing(rows, workers, trials):
             control(workers)  # a crash after a kill counts only where the job ends without one
-        for trial in range(done, trials):
-            place = folder / f"workers-{workers}-trial-{trial}"
-            rows.append(one_trial(manifest, place, workers, trial, control))
+            place = folder / f"workers-{workers}-{kill.victim}-after-{kill.loops}"
+            rows.append(one_trial(manifest, place, kill, control))
             keep(rows)
     return rows

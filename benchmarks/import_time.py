@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import machine, wheel, whole_files
+from benchmarks import machine, turns, wheel, whole_files
 from tfrecords import command
 from tfrecords.errors import UserError
 
@@ -86,8 +86,7 @@ def measure(python: str, rounds: int) -> dict[str, list[list[float]]]:
     found: dict[str, list[list[float]]] = {program: [] for program in PROGRAMS}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds + 1):
-            first = number % len(PROGRAMS)
-            for program in PROGRAMS[first:] + PROGRAMS[:first]:
+            for program in turns.order(PROGRAMS, number):
                 taken = _run(python, _TIMED.format(program=program), folder)
                 if number:
                     found[program].append(taken)
@@ -178,12 +177,14 @@ def markdown(figures: dict[str, Any]) -> str:
 
 def body(flag_values: flags.FlagValues) -> None:
     """Measures as the flags say, prints the table, writes the JSON file."""
+    if flag_values.output:
+        whole_files.check(f"{flag_values.output}.json")
     if flag_values.python is None:
         with tempfile.TemporaryDirectory() as folder:
             print("setting up an environment; a minute or two", flush=True)
             figures = report(environment(pathlib.Path(folder)), flag_values.rounds)
     else:
-        figures = report(os.path.abspath(flag_values.python), flag_values.rounds)
+        figures = report(machine.interpreter(flag_values.python, "--python"), flag_values.rounds)
     print(table(figures))
     if flag_values.output:
         whole_files.write_json(f"{flag_values.output}.json", figures)

@@ -8,9 +8,12 @@ import os
 import pathlib
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+
+from tfrecords.errors import UserError
 
 
 def processor() -> str:
@@ -19,6 +22,21 @@ def processor() -> str:
     lines = information.read_text().splitlines() if information.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
+
+
+def interpreter(python: str, option: str) -> str:
+    """The absolute path of a Python that a flag named; contenders run in another folder.
+
+    Raises:
+        UserError: there is no such program.
+    """
+    found = shutil.which(python)
+    if found is None:
+        raise UserError(
+            f"{option} is {python!r}, which cannot be run; expected an environment's Python, such "
+            "as .venv/bin/python"
+        )
+    return os.path.abspath(found)
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

@@ -54,10 +54,8 @@ def _rates(figures: Any) -> list[str]:
 
 
 def _exactness(figures: Any) -> list[str]:
-    # Its parts may have been measured one by one.
-    commands, processors = (
-        dict.fromkeys(part[key] for part in figures.values()) for key in ("command", "processor")
-    )
+    processors = dict.fromkeys(part["processor"] for part in figures.values())
+    commands = exactness_report.commands(figures)
     return [
         "\n".join((f"On {' and on '.join(processors)}:\n\n```sh", *commands, "```")),
         exactness_report.table(figures).strip(),
@@ -88,9 +86,10 @@ SECTIONS = (
         title="The update step on a CPU",
         anchor="the-update-step-on-a-cpu",
         reading="Below 1 is faster than our LANS of the same group: what memory does not hold at "
-        "once is measured in groups, with LANS in each. The floor is what moving weights, "
-        "gradients and moments once takes at the machine's bandwidth; the state is their size. "
-        "An optimizer that needs no norms has less to do.",
+        "once is measured in groups, with LANS in each. A ratio is taken within each round, where "
+        "the two turns lay close to each other; the spread is over rounds. The floor is what "
+        "moving weights, gradients and moments once takes at the machine's bandwidth; the state is "
+        "their size. An optimizer that needs no norms has less to do.",
         blocks=page_tables.update_step,
     ),
     Section(
@@ -203,8 +202,13 @@ def where(figures: dict[str, Any]) -> str:
     facts += [figures[key] for key in ("device", "processor") if key in figures]
     if figures.get("commit"):
         facts.append(f"commit {figures['commit']}")
-    versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
-    return f"{'; '.join(facts)}; {versions}:\n\n```sh\n{figures['command']}\n```"
+    facts.append(_listed(figures["versions"]))
+    facts += [f"{peer} with {_listed(each)}" for peer, each in figures.get("peers", {}).items()]
+    return f"{'; '.join(facts)}:\n\n```sh\n{figures['command']}\n```"
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def charts(path: pathlib.Path) -> list[pathlib.Path]:

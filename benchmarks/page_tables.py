@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from benchmarks import update_step_report
+from benchmarks.update_contenders import FLOOR
 
 Figures = Mapping[str, Any]
 Blocks = list[str]
 
-# As `benchmarks.update_step` and `benchmarks.large_batch_queue` write them.
-_FLOOR, _LANS = "floor", "tf_lans LANS, Keras 3"
-_RUN = "run"
+_RUN = "run"  # as `benchmarks.large_batch_queue` writes it
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
@@ -30,7 +30,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
 def not_measured(reasons: Mapping[str, str]) -> Blocks:
     """A list of those without figures, and why; no block if there is none."""
     lines = [f"- {name}: {' '.join(reason.split())}" for name, reason in reasons.items()]
-    return ["Not measured:\n\n" + "\n".join(lines)] if lines else []
+    return ["Not measured here:\n\n" + "\n".join(lines)] if lines else []
 
 
 def targets(rows: Iterable[tuple[str, float, float | None, bool | None]], at_most: str) -> str:
@@ -56,34 +56,38 @@ def _span(values: Sequence[float], style: str, unit: float = 1.0) -> str:
 def update_step(figures: Figures) -> Blocks:
     """Every optimizer over our LANS of its group, slowest last."""
     rows: list[tuple[float, list[str]]] = []
-    reasons = {}
+    reasons = dict(figures.get("not_measured", {}))
+    has_rounds = all("all_ms" in group[FLOOR] for group in figures["groups"])
     for number, group in enumerate(figures["groups"], start=1):
-        lans = statistics.median(group[_LANS]["all_ms"])
         for name, row in group.items():
-            if name == _FLOOR:
+            if name == FLOOR:
                 continue
             if "not_measured" in row:
                 reasons[name] = row["not_measured"]
                 continue
+            over = update_step_report.over_lans(row, group)
+            floor = row["over_floor"]["median"] if has_rounds else row["median_over_floor"]
             cells = [
                 name,
                 str(number),
-                f"{row['median_over_lans']:.2f}",
-                _span(row["all_ms"], ".2f", lans),
+                f"{over['median']:.2f}",
+                f"{over['lowest']:.2f} to {over['highest']:.2f}",
+                f"{over['of_medians']:.2f}",
                 f"{row['best_over_lans']:.2f}",
                 f"{row['median_ms']:.0f}",
-                f"{row['median_over_floor']:.2f}",
+                f"{floor:.2f}",
                 f"{row['first_s']:.1f}",
                 f"{row['peak_over_state']:.2f}",
             ]
-            rows.append((row["median_over_lans"], cells))
+            rows.append((over["median"], cells))
     columns = (
-        *("optimizer", "group", "median / LANS", "rounds / LANS's median", "best / LANS"),
-        *("median ms", "median / floor", "first update s", "peak / state"),
+        *("time of", "group", "/ LANS, median of rounds", "lowest to highest", "of medians"),
+        *("of best", "median ms", "/ floor", "first update s", "peak / state"),
     )
+    floor_words = "the median of the rounds" if has_rounds else "the ratio of medians"
     return [
         f"{figures['model']}: {figures['blocks']} blocks, {figures['parameters']:,} parameters, "
-        f"float32; {figures['rounds']} rounds.",
+        f"float32; {figures['rounds']} rounds. Over the floor: {floor_words}.",
         table(columns, [cells for _, cells in sorted(rows)]),
         *not_measured(reasons),
     ]

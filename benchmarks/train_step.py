@@ -14,17 +14,15 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import pathlib
-import subprocess
 import sys
-import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from typing import IO, Any
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from absl import flags
 
-from benchmarks import data_process, machine, train_step_report, whole_files
+from benchmarks import child, data_process, machine, train_step_report, turns, whole_files
+from benchmarks.data_process import FailedError
 from benchmarks.train_step_batches import LEAST_VOCAB_SIZE
 from benchmarks.train_step_contenders import (
     COMPARISONS,
@@ -76,86 +74,16 @@ _SIZES = ("vocab_size", "batch_size", "seq_length", "max_predictions")
 _BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
-class Process:
-    """A contender in a process of its own; see `benchmarks.train_step_process`.
-
-    Attributes:
-        ready: what it said after its first step.
-
-    Raises:
-        FailedError: it ended; the message is the last line it wrote.
-    """
-
-    def __init__(self, command_line: Sequence[str], log: IO[str]) -> None:
-        self._log = log
-        self._process = data_process.start(
-            command_line,
-            sorted(os.sched_getaffinity(0)),
-            log,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        try:
-            self.ready = self._answer()
-        except BaseException:
-            self.close()
-            raise
-
-    def train(self, steps: int) -> Turn:
-        """Takes so many steps.
-
-        Raises:
-            FailedError: it ended instead.
-        """
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it ended: the missing answer tells
-            self._process.stdin.write(f"{steps}\n")
-            self._process.stdin.flush()
-        return Turn(steps=steps, **self._answer())
-
-    def memory_bytes(self) -> int:
-        """Its resident memory, now."""
-        return data_process.tree_bytes(self._process.pid)
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._log.seek(0)
-            words = [each.strip() for each in self._log if each.strip()]
-            code = self._process.wait()
-            raise data_process.FailedError(words[-1] if words else f"ended with exit code {code}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Ends the process and its pipes."""
-        self._process.kill()
-        self._process.communicate()
-
-
 def command_line(contender: Contender, workload: Workload) -> list[str]:
     """The command of a contender's process."""
     sizes = json.dumps(dataclasses.asdict(workload))
     return [sys.executable, "-m", "benchmarks.train_step_process", contender.name, sizes]
 
 
-@contextlib.contextmanager
-def process(contender: Contender, workload: Workload) -> Iterator[Process]:
-    """The contender's process after its first step.
-
-    Raises:
-        FailedError: it ended before.
-    """
-    with tempfile.TemporaryFile("w+") as log:
-        running = Process(command_line(contender, workload), log)
-        with contextlib.closing(running):
-            yield running
-
-
 def measure(
     contenders: Sequence[Contender], workload: Workload, rounds: int, turn_seconds: float
 ) -> dict[str, Measured | str]:
-    """Lets the contenders take turns, each following each as the rounds go on.
+    """Lets the contenders take turns, in an order that `benchmarks.turns` changes each round.
 
     Args:
         contenders: who.
@@ -168,40 +96,43 @@ def measure(
     """
     problems: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        running: dict[str, Process] = {}
+        running: dict[str, child.Child] = {}
         for each in contenders:  # one after another: a first step has the machine to itself
             print(f"  {each.name} ...", file=sys.stderr, flush=True)
             try:
                 _check_memory(running.values())
-                running[each.name] = stack.enter_context(process(each, workload))
-            except data_process.FailedError as error:
+                running[each.name] = stack.enter_context(
+                    child.started(command_line(each, workload))
+                )
+            except FailedError as error:
                 problems[each.name] = str(error)
         steps = dict.fromkeys(running, 1)
-        turns: dict[str, list[Turn]] = {name: [] for name in running}
+        taken: dict[str, list[Turn]] = {name: [] for name in running}
         for number in range(1 + rounds):
             names = [name for name in running if name not in problems]
-            first = number % max(len(names), 1)
-            for name in names[first:] + names[:first]:
+            for name in turns.order(names, number):
                 try:
-                    turns[name].append(running[name].train(steps[name]))
-                except data_process.FailedError as error:
+                    answer = running[name].ask(steps[name])
+                except FailedError as error:
                     problems[name] = str(error)
+                    continue
+                taken[name].append(Turn(steps=steps[name], **answer))
             if number == 0:
-                steps = {name: _steps_within(turn_seconds, *turns[name]) for name in names}
-                turns = {name: [] for name in names}
+                steps = {name: _steps_within(turn_seconds, *taken[name]) for name in names}
+                taken = {name: [] for name in names}
         return {
             each.name: problems.get(each.name)
-            or Measured(contender=each, turns=turns[each.name], **running[each.name].ready)
+            or Measured(contender=each, turns=taken[each.name], **running[each.name].ready)
             for each in contenders
         }
 
 
-def _check_memory(running: Collection[Process]) -> None:
+def _check_memory(running: Collection[child.Child]) -> None:
     """A machine that begins to swap would measure its disk."""
-    needed = max((each.memory_bytes() for each in running), default=0)
+    needed = max((data_process.tree_bytes(each.pid) for each in running), default=0)
     available = machine.available_bytes()
     if needed > available:
-        raise data_process.FailedError(
+        raise FailedError(
             f"{available / 1e9:.1f} GB of memory are left beside the contenders before, which take "
             f"up to {needed / 1e9:.1f} GB each; use --only"
         )
@@ -248,11 +179,15 @@ def bfloat16_instructions() -> list[str]:
 
 def body(flag_values: flags.FlagValues) -> None:
     """Measures, prints the report, writes the JSON file and the chart."""
+    output = flag_values.output
+    if output is not None:
+        whole_files.check(f"{output}.json")
+        whole_files.check(f"{output}.png")
     figures = report(flag_values)
     print(train_step_report.table(figures))
-    if flag_values.output is not None:
-        whole_files.write_json(f"{flag_values.output}.json", figures)
-        whole_files.write_chart(f"{flag_values.output}.png", train_step_report.chart(figures))
+    if output is not None:
+        whole_files.write_json(f"{output}.json", figures)
+        whole_files.write_chart(f"{output}.png", train_step_report.chart(figures))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

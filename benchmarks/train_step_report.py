@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks import turns
 from benchmarks.train_step_contenders import (
     CONTENDERS,
     FOUR,
@@ -157,14 +158,7 @@ def _find(found: Rows, contender: Contender) -> dict[str, Any] | None:
 
 def ratios(row: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
     """The throughput of one row over that of another."""
-    pairs = zip(row["all_examples_per_s"], base["all_examples_per_s"], strict=True)
-    within = [one / other for one, other in pairs]
-    return {
-        "of_medians": row["examples_per_s"] / base["examples_per_s"],
-        "median": statistics.median(within),
-        "lowest": min(within),
-        "highest": max(within),
-    }
+    return turns.ratios(row["all_examples_per_s"], base["all_examples_per_s"])
 
 
 def targets(found: Rows, comparison: str, has_bfloat16: bool) -> list[dict[str, Any]]:

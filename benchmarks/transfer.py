@@ -25,7 +25,7 @@ from absl import flags
 
 from benchmarks import machine, markdown_part, transfer_report, whole_files
 from benchmarks.transfer_report import PRETRAINED, RANDOM, Arm, Task
-from official_bert import configuration, demo, report, run_summary
+from official_bert import configuration, demo, report, run_summary, sweep
 from tfrecords import command
 from tfrecords.errors import UserError
 
@@ -163,8 +163,37 @@ def read_arm(folder: pathlib.Path, starting_point: str, metric: str) -> Arm:
     return Arm(starting_point=starting_point, scores=scores)
 
 
+def check_tries(arms: Sequence[Arm], title: str) -> None:
+    """Refuses starting points that were given unequal tries: the best of more is better by chance.
+
+    An earlier call may have left other rates or seeds in the work folder, or a run diverged.
+
+    Raises:
+        UserError: a rate of one has other seeds than another rate, or than in the other arm.
+    """
+    tries = [{(rate, seed) for rate in arm.scores for seed in arm.scores[rate]} for arm in arms]
+    rates, seeds = ({each[part] for one in tries for each in one} for part in (0, 1))
+    wanted = {(rate, seed) for rate in rates for seed in seeds}
+    if any(each != wanted for each in tries):
+        listed = ",".join(sorted(rates, key=float))
+        lacking = ", ".join(
+            f"{sweep.folder(float(rate), seed)} from {arm.starting_point} weights"
+            for arm, found in zip(arms, tries, strict=True)
+            for rate, seed in sorted(wanted - found)
+        )
+        raise UserError(
+            f"{title}: not both starting points have all rates and seeds: no score of {lacking}; "
+            f"run again with the rates {listed} and --seeds={','.join(map(str, sorted(seeds)))}, "
+            "or move what is too much out of the work folder"
+        )
+
+
 def read_tasks(layout: demo.Layout) -> list[Task]:
-    """What the finetunings that lie in the work folder scored."""
+    """What the finetunings that lie in the work folder scored.
+
+    Raises:
+        UserError: a task's starting points were given unequal tries.
+    """
     tasks = []
     for name, metric, title in transfer_report.TASKS:
         runs = name.partition("_")[0]
@@ -174,6 +203,7 @@ def read_tasks(layout: demo.Layout) -> list[Task]:
                 read_arm(folder, each, metric)
                 for folder, each in zip(folders, (PRETRAINED, RANDOM), strict=True)
             ]
+            check_tries(arms, title)
             tasks.append(Task(name=name, title=title, pretrained=arms[0], random=arms[1]))
     return tasks
 
@@ -205,6 +235,8 @@ def body(flag_values: flags.FlagValues) -> None:
         raise UserError("give both --squad_train and --squad_dev")
     if flag_values.document:
         markdown_part.check(flag_values.document, _MODULE)
+    if flag_values.output:
+        whole_files.check(f"{flag_values.output}.json")
     layout = demo.Layout(root=flag_values.work_dir)
     pathlib.Path(layout.root).mkdir(parents=True, exist_ok=True)
     stages = pretraining_stages(layout, flag_values) + finetuning_stages(layout, flag_values)

@@ -18,9 +18,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import bert_shapes
+from benchmarks import bert_shapes, machine
 
 FLOOR = "floor"
+MAIN = "main"
+# What those environments are made for, and what they need for it.
+PACKAGES = {
+    MAIN: (),
+    "tfa": ("tensorflow", "tensorflow-addons", "keras", "numpy"),
+    "jax": ("jax", "jaxlib", "optax", "numpy"),
+    "torch": ("torch", "numpy"),
+}
 RATE, DECAY = 1e-3, 0.01
 
 Shapes = Sequence[tuple[int, ...]]
@@ -31,7 +39,7 @@ class Contender(NamedTuple):
     """How one optimizer is run.
 
     Attributes:
-        environment: whose Python runs it: "main", "tfa", "jax" or "torch".
+        environment: whose Python runs it, a key of `PACKAGES`.
         module: what must be importable there.
         tensors: from shapes and a generator to variables and gradients.
         start: from those to a function that takes one whole update, its slots included.
@@ -80,7 +88,7 @@ def _keras_update(optimizer: Any, variables: list, gradients: list, jit: bool) -
 
 
 def _in_tensorflow(
-    module: str, name: str, *, jit: bool = False, environment: str = "main", **arguments: Any
+    module: str, name: str, *, jit: bool = False, environment: str = MAIN, **arguments: Any
 ) -> Contender:
     def start(variables: list, gradients: list) -> Update:
         make = getattr(importlib.import_module(module), name)
@@ -158,14 +166,19 @@ TRIAD_BYTES = 3 * 4 * 2**25
 
 _MODEL_GARDEN = "official.modeling.optimization"
 CONTENDERS = {
-    FLOOR: Contender("main", "numpy", _triad, _stream),
+    FLOOR: Contender(MAIN, "numpy", _triad, _stream),
     **{
         f"tf_lans {name}, {keras}": _in_tensorflow(f"tf_lans.{module}", name, weight_decay=DECAY)
         for keras, module in (("Keras 3", "keras3"), ("tf_keras", "tf_keras"))
         for name in ("LANS", "LAMB", "BlockNormalizedAdamW")
     },
-    "Keras Lamb, jit": _in_tensorflow("keras.optimizers", "Lamb", jit=True, weight_decay=DECAY),
-    "Keras AdamW, jit": _in_tensorflow("keras.optimizers", "AdamW", jit=True, weight_decay=DECAY),
+    **{
+        f"Keras {name}{', jit' if jit else ''}": _in_tensorflow(
+            "keras.optimizers", name, jit=jit, weight_decay=DECAY
+        )
+        for name in ("Lamb", "AdamW")
+        for jit in (False, True)
+    },
     "Model Garden LAMB": _in_tensorflow(f"{_MODEL_GARDEN}.lamb", "LAMB", weight_decay_rate=DECAY),
     "Model Garden LAMB, jit": _in_tensorflow(
         f"{_MODEL_GARDEN}.lamb", "LAMB", jit=True, weight_decay_rate=DECAY
@@ -199,9 +212,10 @@ def serve(name: str, model: str, answer: Callable[[dict[str, Any]], None]) -> No
     Args:
         name: a key of `CONTENDERS`.
         model: one of `bert_shapes.MODELS`.
-        answer: sends figures to the parent: first "first_s", time to the first update, then
-            "seconds" of one update at a time, with the process's peak memory so far in bytes,
-            over what it took before there were variables.
+        answer: sends figures to the parent: first "first_s", time to the first update, with the
+            "versions" of what its environment is made of; then "seconds" of one update at a time,
+            with the process's peak memory so far in bytes, over what it took before there were
+            variables.
     """
     contender = CONTENDERS[name]
     importlib.import_module(contender.module)
@@ -211,7 +225,8 @@ def serve(name: str, model: str, answer: Callable[[dict[str, Any]], None]) -> No
     begin = time.perf_counter()
     update = contender.start(*tensors)
     update()
-    answer({"first_s": time.perf_counter() - begin})
+    first = time.perf_counter() - begin
+    answer({"first_s": first, "versions": machine.versions(PACKAGES[contender.environment])})
     for _ in sys.stdin:
         update()  # the caches are another process's still
         begin = time.perf_counter()

@@ -17,6 +17,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import dataclasses
 import importlib.util
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +28,8 @@ import keras
 from absl import app, flags
 
 import tf_lans.keras3
-from benchmarks import bert_shapes, machine, whole_files
+from benchmarks import bert_shapes, machine, turns, whole_files
+from tfrecords.errors import UserError
 
 _MODEL = flags.DEFINE_enum("model", "bert_base", bert_shapes.MODELS, "Whose blocks to update.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights, gradients.")
@@ -213,9 +215,7 @@ def measure(prepared: dict[str, Prepared], rounds: int, steps: int) -> dict[str,
     seconds: dict[str, list[float]] = {name: [] for name in prepared}
     names = list(prepared)
     for number in range(rounds + 1):
-        # Whoever follows another finds its data in the caches: each follows each in turn.
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+        for name in turns.order(names, number):
             begin = time.perf_counter()
             prepared[name].steps(steps)
             if number:
@@ -324,6 +324,12 @@ def main(arguments: Sequence[str]) -> None:
     """Measures as the flags say, prints the table and writes the JSON file."""
     if len(arguments) > 1:
         raise app.UsageError(f"got {arguments[1]!r}: expected flags only, see --help")
+    if _OUTPUT.value is not None:
+        try:
+            whole_files.check(_OUTPUT.value)
+        except UserError as error:  # not by `tfrecords.command`, whose tqdm may not be here
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
     figures = report(_MODEL.value, _DTYPE.value, _ROUNDS.value, _STEPS.value)
     print(table(figures))
     if _OUTPUT.value is not None:

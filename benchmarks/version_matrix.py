@@ -206,6 +206,7 @@ def documents(root: pathlib.Path = _ROOT) -> list[pathlib.Path]:
 def body(flag_values: flags.FlagValues) -> None:
     """Runs the suites, prints the table, writes it wherever it stands."""
     output = pathlib.Path(flag_values.output)
+    whole_files.check(output)
     figures = recorded(output)
     for name, python in environments(flag_values.environments).items():
         print(f"== {name}: {python}", flush=True)

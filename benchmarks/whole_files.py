@@ -6,8 +6,36 @@ import contextlib
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+from tfrecords.errors import UserError
+
+
+def check(output: str | os.PathLike[str], option: str = "--output") -> None:
+    """Refuses a path that nothing can be written to, before the time it takes to measure.
+
+    Args:
+        output: what will be given to the functions below.
+        option: the flag that named it.
+
+    Raises:
+        UserError: it is a folder, or its folder does not take files.
+    """
+    path = pathlib.Path(output)
+    problem = ""
+    if path.is_dir():
+        problem = "it is a folder; expected a file's name in one"
+    elif not path.parent.is_dir():
+        problem = f"there is no folder {path.parent}; make it first, or name another"
+    else:
+        try:
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            problem = f"{path.parent} takes no files: {error.strerror}; name another folder"
+    if problem:
+        raise UserError(f"{option}: cannot write {path}: {problem}")
 
 
 @contextlib.contextmanager

@@ -1,15 +1,19 @@
 """Finding checkpoints and restoring every weight of a model from one, or saying why not."""
 
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 from absl import logging
+from google.protobuf import text_format
 from tensorflow.core.protobuf import trackable_object_graph_pb2
+from tensorflow.python.training import checkpoint_state_pb2
 
 from official_bert import saved_encoders
+from tfrecords import files
 from tfrecords.errors import UserError
 
 _NUMBERED = re.compile(r"(?P<prefix>.*ckpt-(?P<number>\d+))\.index")
@@ -59,13 +63,20 @@ def newest_whole(folder: str) -> str | None:
 
 
 def listed(folder: str) -> list[str]:
-    """The checkpoints of a folder, oldest first: by its state file, or if that is lost by name."""
+    """The checkpoints of a folder, oldest first: by its state file, or if that is lost by name.
+
+    They lie in the folder, whatever path the file has: that of a folder that was moved is old.
+    """
     try:
         state = tf.train.get_checkpoint_state(folder)
     except (ValueError, UnicodeDecodeError):  # TensorFlow's words for an empty one and for bytes
         state = None
     if state is not None:
-        return list(state.all_model_checkpoint_paths)
+        inside = os.path.join(folder, "")
+        return [
+            path if path.startswith(inside) else os.path.join(folder, os.path.basename(path))
+            for path in state.all_model_checkpoint_paths
+        ]
     found = [_NUMBERED.fullmatch(path) for path in tf.io.gfile.glob(f"{folder}/ckpt-*.index")]
     numbered = sorted((int(each["number"]), each["prefix"]) for each in found if each)
     if numbered:
@@ -75,6 +86,56 @@ def listed(folder: str) -> list[str]:
             len(numbered),
         )
     return [prefix for _, prefix in numbered]
+
+
+def write_list(folder: str, prefixes: Sequence[str]) -> None:
+    """Writes a folder's list of checkpoints, by their names alone: the folder may be moved.
+
+    Args:
+      folder: where they lie.
+      prefixes: the checkpoints, oldest first.
+    """
+    names = [os.path.basename(prefix) for prefix in prefixes]
+    state = checkpoint_state_pb2.CheckpointState(
+        model_checkpoint_path=names[-1], all_model_checkpoint_paths=names
+    )
+    files.write_text(os.path.join(folder, "checkpoint"), text_format.MessageToString(state))
+
+
+def is_same(first: str, second: str) -> bool:
+    """Whether two names are of one checkpoint: one path, or the same content.
+
+    Args:
+      first: a folder or a prefix; "" for none.
+      second: another.
+
+    Example:
+      >>> is_same("run/ckpt-5", "./run/ckpt-5"), is_same("run/ckpt-5", "")
+      (True, False)
+    """
+    if not first or not second:
+        return first == second
+    if _plain(first) == _plain(second):
+        return True
+    content = fingerprint(first)
+    return content is not None and content == fingerprint(second)
+
+
+def fingerprint(path: str) -> str | None:
+    """A hash of what a checkpoint holds; None where a folder, a prefix or "" names none."""
+    if not path:
+        return None
+    prefix = path
+    if tf.io.gfile.isdir(path):
+        known = listed(path)
+        prefix = (known[-1] if known else saved_encoders.prefix(path)) or path
+    # An index has the checksum of every tensor.
+    index = f"{prefix}.index"
+    return files.sha256(index) if tf.io.gfile.exists(index) else None
+
+
+def _plain(path: str) -> str:
+    return path.rstrip("/") if "://" in path else os.path.abspath(path)
 
 
 def is_state_readable(folder: str) -> bool:
@@ -133,8 +194,8 @@ def restore_encoder(path: str, encoder: tf_keras.Model) -> str:
     """Restores the encoder's weights from a pretraining checkpoint or an exported SavedModel.
 
     The encoder's pooler is filled from the trained pooler of the next-sentence head, the one
-    that pretraining moved; where there is no such head it stays as it was initialised. An exported
-    SavedModel holds that pooler as the encoder's own.
+    that pretraining moved; where there is no such head, from the pooler that the checkpoint's
+    encoder has itself. An exported SavedModel holds the trained one as the encoder's own.
 
     Args:
       path: a model_dir, a checkpoint prefix or a SavedModel.

@@ -13,7 +13,7 @@ from official.nlp.tasks import sentence_prediction
 from official_bert import classification_scores as scores
 from official_bert import (
     cluster,
-    configuration,
+    continuation,
     devices,
     finetune_plan,
     glue,
@@ -240,7 +240,7 @@ def run(
     task_config = config(settings, chosen, start, data)
     params = finetune_plan.experiment(settings, task_config, settings.steps(len(data.train)))
     preflight.check(params, "train_and_eval", settings.model_dir)
-    configuration.check_same_run(params, settings.model_dir, _BEGUN_WITH)
+    continuation.check_begun(params, settings.model_dir, _BEGUN_WITH)
     # Before anything is computed: TensorFlow wants a strategy over several workers first of all.
     strategy = strategy or devices.build_strategy(params.runtime)
     if chosen.micro_batch_size is None:

@@ -8,6 +8,7 @@ had another rate than the new schedule would have given it: still on the plateau
 import dataclasses
 import json
 import os
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,15 @@ import tensorflow as tf
 import yaml
 from official.core import config_definitions
 
-from official_bert import checkpoints, configuration, optimization
-from official_bert.input import PretrainDataConfig
+import tfrecords
+from official_bert import checkpoints, configuration, optimization, run_folder
+from official_bert.input import TOKENIZER_CONFIG, PretrainDataConfig, kept_casing
 from tfrecords import files, schema
 from tfrecords.errors import UserError
 
 CHANGES = "changes.jsonl"
 DATA = "data.json"
+_HASH = "manifest_sha256"
 
 _SCHEDULE = "trainer.optimizer_config.learning_rate.warmup_constant_decay"
 _SECTIONS = (
@@ -47,7 +50,10 @@ _RECORDED = (
     "runtime.loss_scale",
     "runtime.enable_xla",
     "runtime.num_gpus",
+    "runtime.distribution_strategy",
+    "runtime.deterministic_ops",
 )
+_START, _VOCABULARY = "task.init_checkpoint", "task.train_data.vocab_file"
 _LENGTHS = tuple(
     f"{_SCHEDULE}.{name}"
     for name in ("total_steps", "warmup_steps", "constant_steps", "warmup_ratio", "constant_ratio")
@@ -72,7 +78,7 @@ class Change:
 def check(
     params: config_definitions.ExperimentConfig, model_dir: str, mode: str
 ) -> tuple[Change, ...]:
-    """Refuses a `model_dir` that holds another experiment; evaluation asks for the model only.
+    """Refuses a `model_dir` that holds something else; evaluation asks for the model only.
 
     Args:
       params: the config of the run about to start, completed.
@@ -83,13 +89,15 @@ def check(
       The changes that are accepted; none where the folder holds no run yet.
 
     Raises:
-      UserError: naming the first field that may not change, and both values.
+      UserError: naming the first field that may not change, and both values, or the files of a
+        folder that holds no run.
     """
     if "train" not in mode:
         configuration.check_same_run(params, model_dir, ("task.model",))
         return ()
-    configuration.check_same_run(params, model_dir, _SECTIONS, but=(*_FREE, *_LENGTHS))
+    check_begun(params, model_dir, _SECTIONS, but=(*_FREE, *_LENGTHS))
     _check_shards(params, model_dir)
+    _check_folder(params, model_dir)
     changes = tuple(
         Change(field=field, was=was, now=now)
         for field, was, now in configuration.differences(
@@ -102,25 +110,98 @@ def check(
     return changes
 
 
+def check_begun(
+    params: config_definitions.ExperimentConfig,
+    model_dir: str,
+    sections: Sequence[str],
+    but: Collection[str] = (),
+) -> None:
+    """As `configuration.check_same_run`, but what a run was begun with may lie elsewhere by now.
+
+    Args:
+      params: the config of the run about to start.
+      model_dir: its folder.
+      sections: dotted names of the parts that must be the same.
+      but: dotted names of fields in them that may change.
+
+    Raises:
+      UserError: naming the first field that differs, and both values.
+    """
+    moved = {
+        field
+        for field, was, now in configuration.differences(params, model_dir, (_START, _VOCABULARY))
+        if (_is_same_start(was, now) if field == _START else _is_kept_vocabulary(now, model_dir))
+    }
+    configuration.check_same_run(params, model_dir, sections, but={*but, *moved})
+
+
+def _is_same_start(was: str | None, now: str) -> bool:
+    """Whether the weights to start from may be those that a run started from.
+
+    Those that lie no longer where they lay were moved, or are not needed: a run that has a
+    checkpoint of its own goes on from that.
+    """
+    if not was or not now:
+        return not was and not now
+    return checkpoints.is_same(was, now) or checkpoints.fingerprint(was) is None
+
+
+def _is_kept_vocabulary(now: str, model_dir: str) -> bool:
+    """Whether a vocabulary is the one that the run of a folder has a copy of."""
+    paths = (now, os.path.join(model_dir, schema.VOCABULARY_FILE))
+    if not now or not all(map(tf.io.gfile.exists, paths)):
+        return False
+    return files.sha256(paths[0]) == files.sha256(paths[1])
+
+
 def _check_shards(params: config_definitions.ExperimentConfig, model_dir: str) -> None:
     path = os.path.join(model_dir, DATA)
     data = params.task.train_data
     if not isinstance(data, PretrainDataConfig) or not tf.io.gfile.exists(path):
         return
-    before, now = json.loads(files.read_bytes(path)), shards_of(data)
+    before, now = _hash_in(path), shards_of(data)[_HASH]
     if before != now:
         raise UserError(
             f"{model_dir} holds a different experiment: the shards in {data.input_path} are not "
-            f"those it was begun with (sha256 of manifest.json was {before['manifest_sha256'][:12]}"
-            f", is {now['manifest_sha256'][:12]}); give task.train_data.input_path of those, or "
-            "choose another --model_dir"
+            f"those it was begun with (sha256 of manifest.json was {before[:12]}, is {now[:12]}); "
+            "give task.train_data.input_path of those, or choose another --model_dir"
         )
+
+
+def _hash_in(path: str) -> str:
+    try:
+        found = json.loads(files.read_bytes(path))[_HASH]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} does not say which shards a run was begun with; restore it from a copy, or "
+            "choose another --model_dir"
+        ) from error
+    return str(found)
+
+
+def _check_folder(params: config_definitions.ExperimentConfig, model_dir: str) -> None:
+    """Refuses a folder of something else; finetuning has looked at its own before."""
+    data = params.task.train_data
+    if not isinstance(data, PretrainDataConfig):
+        return
+
+    def is_early(name: str) -> bool:
+        if name == DATA:  # compared before
+            return True
+        manifest = tfrecords.Manifest.load(data.input_path)
+        path = os.path.join(model_dir, name)
+        if name == schema.VOCABULARY_FILE:
+            return files.sha256(path) == files.sha256(manifest.vocabulary_file)
+        casing = manifest.lower_case
+        return name == TOKENIZER_CONFIG and kept_casing(model_dir) == casing
+
+    run_folder.check(model_dir, is_early)
 
 
 def shards_of(data: PretrainDataConfig) -> dict[str, str]:
     """What `DATA` holds: the hash of the manifest, which has the hash of every shard."""
     path = os.path.join(data.input_path, schema.MANIFEST_FILE)
-    return {"manifest_sha256": files.sha256(path)}
+    return {_HASH: files.sha256(path)}
 
 
 def keep_shards(data: PretrainDataConfig, model_dir: str) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import tensorflow as tf
+from absl import logging
 from official.core import config_definitions
 from tensorflow.python.framework import config as tensorflow_config
 
@@ -14,6 +15,7 @@ from official_bert.loss_scaling import LossScale
 from tfrecords.errors import UserError
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
+_OF_ONE_WORKER = ("one_device", "mirrored")
 PRECISIONS = (None, "float32", "bfloat16", "float16")
 _COLLECTIVES = {
     None: tf.distribute.experimental.CommunicationImplementation.AUTO,
@@ -49,6 +51,7 @@ def build_strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.S
     `one_device` is the first GPU, or the CPU where `num_gpus` is 0; `mirrored` is `num_gpus`
     GPUs, or every logical CPU where it is 0; `multi_worker_mirrored` is all GPUs of every worker,
     or its CPU; `tpu` is the TPU at `runtime.tpu`, the local one where that is empty.
+    A run on the CPU beside GPUs is warned of.
 
     TensorFlow wants a strategy over several workers built before anything is computed.
 
@@ -70,10 +73,30 @@ def build_strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.S
         return _tpu_strategy(runtime.tpu)
     if name == "multi_worker_mirrored":
         return _multi_worker_strategy(runtime)
+    warning = idle_gpus(runtime, len(tf.config.get_visible_devices("GPU")))
+    if warning is not None:
+        logging.warning("%s", warning)
     devices = _devices(runtime.num_gpus)
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=_mirrored_reduction(runtime))
+
+
+def idle_gpus(runtime: config_definitions.RuntimeConfig, seen: int) -> str | None:
+    """What is said of a run on the CPU of a machine with GPUs; None of any other.
+
+    Args:
+      runtime: `runtime`.
+      seen: GPUs that TensorFlow sees.
+    """
+    if not seen or runtime.num_gpus or runtime.distribution_strategy.lower() not in _OF_ONE_WORKER:
+        return None
+    every = f", or runtime.distribution_strategy=mirrored,runtime.num_gpus={seen} for all"
+    return (
+        f"runtime.num_gpus is 0: this runs on the CPU, though TensorFlow sees GPUs: {seen}; add "
+        f"--params_override=runtime.num_gpus=1{every if seen > 1 else ''} (official_bert.finetune: "
+        "--num_gpus), or hide them with CUDA_VISIBLE_DEVICES=-1"
+    )
 
 
 def _multi_worker_strategy(

@@ -24,19 +24,22 @@ import tfrecords
 from official_bert import (
     cluster,
     configuration,
+    continuation,
+    devices,
     disk_space,
     estimates,
     experiments,
     metrics_log,
     noise_scale,
+    optimization,
     preflight,
     ranges,
     runner,
     versions,
 )
 from official_bert.machine import Machine, device_problems, probe
-from official_bert.pretraining_task import LargeBatchPretrainConfig
-from tfrecords import command, decoding, schema
+from official_bert.pretraining_task import LargeBatchPretrainConfig, with_heads_of_data
+from tfrecords import command, schema
 from tfrecords.errors import UserError
 
 _ALONE, _TOGETHER = ("one_device", "mirrored"), "multi_worker_mirrored"
@@ -263,7 +266,10 @@ def examine(
     problems += runtime_problems(params.runtime, seen)
     problems += preflight.problems(params, mode, model_dir, workers=workers, replicas=replicas)
     out_of_range = ranges.problems(params, mode)
+    if model_dir and not problems:
+        problems += _folder_problems(params, mode, model_dir, workers)
     warnings += preflight.warnings(params, mode, model_dir)
+    warnings += filter(None, [devices.idle_gpus(params.runtime, seen["GPU"])])
     is_cut = not any(preflight.batch_problems(params, mode, workers=workers, replicas=replicas))
 
     def is_sound(*parts: str) -> bool:
@@ -317,6 +323,20 @@ def _with_workers(
     return params.replace(runtime={"distribution_strategy": _TOGETHER}), num_workers, [], [warning]
 
 
+def _folder_problems(
+    params: config_definitions.ExperimentConfig, mode: str, model_dir: str, workers: int
+) -> list[str]:
+    """Why a sound config cannot go on in this folder."""
+    try:
+        params = with_heads_of_data(optimization.with_schedule_length(params), mode)
+        if hasattr(params.runtime, "num_workers"):
+            params = params.replace(runtime=params.runtime.replace(num_workers=workers))
+        continuation.check(params, model_dir, mode)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
 def _memory(
     params: config_definitions.ExperimentConfig,
     batches: estimates.Batches,
@@ -334,7 +354,7 @@ def _memory(
         params,
         examples=batches.per_micro_batch,
         micro_batches=batches.micro_batches,
-        predictions=_predictions(manifest, params.task.train_data),
+        predictions=estimates.predictions(params.task.train_data, manifest),
     )
     copies = replicas if on_cpu else 1
     limit = machine.gpu_bytes if on_gpu else machine.memory_bytes if on_cpu else None
@@ -367,17 +387,6 @@ def _examples(
     if manifest is None or data.seq_length not in manifest.seq_lengths:
         return None
     return manifest.num_examples(schema.TRAIN, data.seq_length)
-
-
-def _predictions(manifest: tfrecords.Manifest | None, data: config_definitions.DataConfig) -> int:
-    """M of the shards, or what BERT's rate of masks makes of a row."""
-    if manifest is None or data.seq_length not in manifest.seq_lengths:
-        rate = estimates.MASKED_LM_PROB if data.masked_lm_prob is None else data.masked_lm_prob
-        return data.max_predictions_per_seq or schema.default_max_predictions(data.seq_length, rate)
-    choice = decoding.MaskingChoice(
-        masked_lm_prob=data.masked_lm_prob, max_predictions_per_seq=data.max_predictions_per_seq
-    )
-    return choice.max_predictions(manifest, data.seq_length)
 
 
 def body(flag_values: flags.FlagValues) -> None:

@@ -10,6 +10,8 @@ from official.core import config_definitions
 from official.nlp.configs import bert, encoders
 
 from official_bert import optimization
+from tfrecords import decoding, schema
+from tfrecords.manifest import Manifest
 
 # The share of a device's memory from which an estimate, which knows no temporary buffers, is tight.
 TIGHT = 0.5
@@ -85,6 +87,22 @@ def _head(head: bert.ClsHeadConfig, hidden: int) -> int:
 
 def _embedding_size(encoder: encoders.BertEncoderConfig) -> int:
     return encoder.hidden_size if encoder.embedding_size is None else encoder.embedding_size
+
+
+def predictions(data: config_definitions.DataConfig, manifest: Manifest | None = None) -> int:
+    """The masked positions of a row: the config's, the shards', or what BERT's rate of masks makes.
+
+    Args:
+        data: `task.train_data`.
+        manifest: of its shards; None where there are none yet.
+    """
+    rate, most = data.masked_lm_prob, data.max_predictions_per_seq
+    if manifest is not None and data.seq_length in manifest.seq_lengths:
+        choice = decoding.MaskingChoice(masked_lm_prob=rate, max_predictions_per_seq=most)
+        return choice.max_predictions(manifest, data.seq_length)
+    if most is not None:
+        return most
+    return schema.default_max_predictions(data.seq_length, MASKED_LM_PROB if rate is None else rate)
 
 
 def slots(config: optimization.OptimizationConfig) -> int:

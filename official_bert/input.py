@@ -128,11 +128,24 @@ def keep_tokenization(params: PretrainDataConfig, model_dir: str) -> None:
 
 
 def kept_casing(model_dir: str) -> bool | None:
-    """Whether a run's text is lower-cased; None where its folder does not say."""
+    """Whether a run's text is lower-cased; None where its folder does not say.
+
+    Raises:
+      UserError: the file that may say it is no JSON object, or says something else.
+    """
     path = os.path.join(model_dir, TOKENIZER_CONFIG)
     if not model_dir or not tf.io.gfile.exists(path):
         return None
-    return json.loads(files.read_bytes(path))["do_lower_case"]
+    try:
+        casing = json.loads(files.read_bytes(path)).get("do_lower_case")
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no JSON object ({error}); restore it from a copy, or remove it and say "
+            "the casing with --lower_case or --nolower_case"
+        ) from error
+    if casing is not None and not isinstance(casing, bool):
+        raise UserError(f"{path}: do_lower_case is {casing!r}; expected true or false: mend it")
+    return casing
 
 
 def check_shards(params: PretrainDataConfig, vocab_size: int) -> tfrecords.Manifest:

@@ -11,7 +11,7 @@ INITIAL, GROWTH_STEPS = 2.0**15, 2000
 
 
 class LossScale(tf.Module):
-    """The scale and the steps since it last changed; a checkpoint holds both.
+    """The scale and the steps since it last changed; a checkpoint holds both unless it is fixed.
 
     Args:
       value: a fixed scale, or None: 2^15 at first, halved by every overflow, doubled after

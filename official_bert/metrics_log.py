@@ -57,13 +57,21 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """All whole rows of a metrics file, in order; an unfinished last line is left out.
 
     Raises:
-      UserError: a line is not JSON.
+      UserError: a line is not JSON, or no object with a number as its step.
     """
-    lines = files.read_bytes(path).decode("utf-8").split("\n")[:-1]
     try:
-        return [json.loads(line) for line in lines]
+        lines = files.read_bytes(path).decode("utf-8").split("\n")[:-1]
+        return [_row(line) for line in lines]
     except ValueError as error:
         raise UserError(
             f"{os.fspath(path)} is damaged: {error}; restore it from a copy, or move the run's "
             "folder away to begin again"
         ) from error
+
+
+def _row(line: str) -> dict[str, Any]:
+    row = json.loads(line)
+    step = row.get("step") if isinstance(row, dict) else None
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise ValueError(f"expected an object with a number as its step, not {line[:60]!r}")
+    return row

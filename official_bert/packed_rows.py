@@ -1,6 +1,7 @@
 """Texts as rows [CLS] a [SEP] b [SEP] of word pieces, and the few lengths that rows are cut to."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -54,7 +55,7 @@ def pack(
     """
     if seq_length < SHORTEST:
         raise UserError(f"--seq_length is {seq_length}; expected at least {SHORTEST}")
-    tokenizer = Tokenizer(vocabulary, lower_case)
+    tokenizer = _tokenizer(vocabulary, lower_case)
     separator = vocabulary.ids[SEP]
     ids, lengths = tokenizer.encode(first)
     word_ids = np.zeros((len(first), seq_length), np.int32)
@@ -79,6 +80,12 @@ def pack(
         first_lengths=first_lengths.astype(np.int32),
         lengths=ends.astype(np.int32),
     )
+
+
+@functools.lru_cache(maxsize=2)
+def _tokenizer(vocabulary: Vocabulary, lower_case: bool) -> Tokenizer:
+    """Building one takes longer than to cut a batch of texts."""
+    return Tokenizer(vocabulary, lower_case)
 
 
 def features_of(

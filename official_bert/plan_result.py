@@ -8,7 +8,6 @@ import tfrecords
 from official_bert import estimates, plan_recipe, plan_steps, plan_time
 from official_bert.plan_steps import Phase
 from official_bert.plan_time import Assumptions, Cluster, StepTime, Work
-from tfrecords import schema
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,9 +59,7 @@ def complete(
     """
     params = plan_recipe.load(plan_recipe.text(recipe, []))
     plan_recipe.check(params, phase)
-    predictions = schema.default_max_predictions(phase.seq_length, estimates.MASKED_LM_PROB)
-    if manifest is not None:
-        predictions = manifest.max_predictions_per_seq(phase.seq_length)
+    predictions = estimates.predictions(params.task.train_data, manifest)
     labelled = params.task.train_data.use_next_sentence_label
     model, batch_cut = params.task.model, phase.cut
     work = Work(

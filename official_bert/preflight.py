@@ -28,6 +28,8 @@ from tfrecords.errors import UserError
 from tfrecords.order import Order
 
 Problems = Iterator[str]
+# Others lack the layers that the task trains or leaves out, or have losses that it would drop.
+_ENCODER = "bert"
 
 
 class NoShards(str):
@@ -81,6 +83,8 @@ def problems(
     yield from out_of_range.values()
     yield from ranges.unread(params, mode)
     yield from interval_problems(params.trainer)
+    if "eval" in mode:
+        yield from _evaluation_problems(params.trainer)
     if "train" in mode and params.trainer.train_steps > 0:
         yield from _optimizer_problems(params)
     yield from _runtime_problems(params.runtime)
@@ -125,6 +129,23 @@ def interval_problems(trainer: config_definitions.TrainerConfig) -> Problems:
             f"trainer.summary_interval is {interval}; expected a multiple of "
             f"trainer.steps_per_loop {loop}, since summaries are written between loops: set it to "
             f"{_near_multiple(interval, loop)}, or steps_per_loop to {math.gcd(interval, loop)}"
+        )
+
+
+def _evaluation_problems(trainer: config_definitions.TrainerConfig) -> Problems:
+    """A loop of evaluation steps inside of TensorFlow that orbit cannot make."""
+    if not trainer.eval_tf_while_loop:
+        return
+    way_out = "leave trainer.eval_tf_while_loop out"
+    if not trainer.eval_tf_function:
+        yield (
+            "trainer.eval_tf_function is False and trainer.eval_tf_while_loop True; expected the "
+            f"loop in a function only: {way_out}"
+        )
+    elif trainer.validation_steps == -1:
+        yield (
+            "trainer.validation_steps is -1 and trainer.eval_tf_while_loop True; expected at least "
+            f"1, since such a loop does not end with the split: {way_out}"
         )
 
 
@@ -279,8 +300,11 @@ def _pretraining_problems(
     if task.init_checkpoint and "train" in mode and not begun:
         yield from _refusals(checkpoints.latest, task.init_checkpoint)
         yield from inherited_size.problems(params, task.init_checkpoint)
-    if task.model.encoder.type is None:
-        yield "task.model.encoder.type is None; expected bert: set it in the config file"
+    if task.model.encoder.type != _ENCODER:
+        yield (
+            f"task.model.encoder.type is {task.model.encoder.type!r}; expected {_ENCODER}, the "
+            "only encoder that this task trains: set it in the config file"
+        )
         return
     yield from _model_problems(task)
     if not task.train_data.is_training:

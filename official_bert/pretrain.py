@@ -13,7 +13,8 @@ Leaves `run/phase1` and `run/phase2`; run again, it continues where it stands.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -29,7 +30,11 @@ from official_bert import (
     preflight,
     runner,
 )
+from official_bert.pretraining_task import with_heads_of_data
 from tfrecords.errors import UserError
+
+# Of a model: what one phase may have another value of than the other.
+_FREE = ("dropout_rate", "attention_dropout_rate", "initializer_range", "mlm_initializer_range")
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("phase1", None, "Recipe of phase 1.", required=True, flag_values=FLAGS)
@@ -68,6 +73,7 @@ def body(flag_values: flags.FlagValues, stop: interruption.StopRequest) -> None:
     _check_runtime(*phases)
     for params, folder in zip(phases, folders, strict=True):
         preflight.check(params, "train_and_eval", folder)
+    _check_models(*phases)
     # Before anything is computed: TensorFlow wants a strategy over several workers first of all.
     strategy = devices.build_strategy(phases[0].runtime)
     workers, replicas = cluster.this_worker(strategy).count, strategy.num_replicas_in_sync
@@ -88,6 +94,38 @@ def _check_runtime(
                 f"runtime.{field} is {values[0]!r} in --phase1 and {values[1]!r} in --phase2; "
                 "expected the same, since both run in this process: set it with --params_override"
             )
+
+
+def _check_models(
+    first: config_definitions.ExperimentConfig, second: config_definitions.ExperimentConfig
+) -> None:
+    """Refuses a second model that cannot start from the first one's weights."""
+    start, end = (
+        with_heads_of_data(params, "train_and_eval").task.model for params in (first, second)
+    )
+    if not end.cls_heads:  # what phase 2 has no use for is not restored
+        start = start.replace(cls_heads=[])
+    was, now = (dict(_values(model.as_dict(), "task.model")) for model in (start, end))
+    for name in {**was, **now}:
+        if was.get(name) != now.get(name) and name.rpartition(".")[2] not in _FREE:
+            raise UserError(
+                f"{name} is {was.get(name)!r} in --phase1 and {now.get(name)!r} in --phase2; "
+                "expected the same, since phase 2 starts from the weights of phase 1: give both "
+                "recipes one task.model"
+            )
+
+
+def _values(section: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The fields of nested dictionaries and lists, each with its dotted name."""
+    if isinstance(section, dict):
+        for name, value in section.items():
+            yield from _values(value, f"{path}.{name}")
+    elif isinstance(section, list | tuple):
+        yield f"the number of {path}", len(section)
+        for index, value in enumerate(section):
+            yield from _values(value, f"{path}[{index}]")
+    else:
+        yield path, section
 
 
 def _run_phases(

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -14,6 +14,8 @@ from official_bert import checkpoints, cluster
 from tfrecords.errors import UserError
 
 _NONE = -1
+# What a checkpoint need not hold: a run that was made float16 begins with a new loss scale.
+_BEGINS_ANEW = {"loss_scale"}
 
 
 def _number(prefix: str) -> int:
@@ -47,6 +49,8 @@ class RunCheckpoints(tf.train.CheckpointManager):
       global_step: counts the steps; a checkpoint's number is its step.
       interval: steps between checkpoints.
       initialize: called where there is nothing to restore.
+      restored: what is restored, by its name in the checkpoint, for a run that does not train; all
+        of `checkpoint` when None.
     """
 
     def __init__(
@@ -58,8 +62,9 @@ class RunCheckpoints(tf.train.CheckpointManager):
         global_step: tf.Variable,
         interval: int,
         initialize: Callable[[], None],
+        restored: Mapping[str, Any] | None = None,
     ) -> None:
-        self._model_dir = model_dir
+        self._model_dir, self._restored = model_dir, restored
         self._initialize = initialize
         self._strategy = tf.distribute.get_strategy()
         worker = cluster.this_worker(self._strategy)
@@ -83,7 +88,8 @@ class RunCheckpoints(tf.train.CheckpointManager):
         The chief decides which it is; another worker that does not see that one is told.
 
         Raises:
-          UserError: no checkpoint is whole, or this worker does not see the chief's.
+          UserError: no checkpoint is whole, this worker does not see the chief's, or it is not of
+            this config.
         """
         prefix = checkpoints.newest_whole(self._model_dir) if self._is_chief else None
         step = _number(prefix) if prefix else _NONE
@@ -94,7 +100,9 @@ class RunCheckpoints(tf.train.CheckpointManager):
             return None
         prefix = os.path.join(self._model_dir, f"ckpt-{step}")
         try:
-            self._checkpoint.restore(prefix).assert_existing_objects_matched()
+            self._restore(prefix)
+        except UserError:
+            raise
         except (AssertionError, tf.errors.OpError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -104,6 +112,20 @@ class RunCheckpoints(tf.train.CheckpointManager):
         self._last_checkpoint_step = step
         self._forget_after(prefix)
         return prefix
+
+    def _restore(self, prefix: str) -> None:
+        if self._restored is not None:
+            checkpoints.restore_items(prefix, self._restored)
+            return
+        absent = _BEGINS_ANEW - checkpoints.children(prefix)
+        parts = tf.train.TrackableView.children(self._checkpoint)
+        if absent.isdisjoint(parts):
+            status = self._checkpoint.restore(prefix)
+        else:
+            held = {name: part for name, part in parts.items() if name not in absent}
+            status = tf.train.Checkpoint(**held).read(prefix)
+        # What the checkpoint holds beyond this run's needs, such as a loss scale, is left there.
+        status.assert_existing_objects_matched().expect_partial()
 
     def _forget_after(self, prefix: str) -> None:
         """Takes checkpoints that were passed over off the list, or sweeps would spare them."""

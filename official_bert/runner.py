@@ -142,7 +142,7 @@ def check_model_dir(
     mode: str = "train_and_eval",
     strategy: tf.distribute.Strategy | None = None,
 ) -> None:
-    """Refuses a `model_dir` that holds another experiment; evaluation asks for the model only.
+    """Refuses a `model_dir` that holds something else; evaluation asks for the model only.
 
     Raises:
       UserError: naming the first field that differs.
@@ -200,12 +200,17 @@ class _Run:
             global_step=self.trainer.global_step,
             interval=params.trainer.checkpoint_interval,
             initialize=self.trainer.initialize,
+            restored=None if "train" in mode else self._evaluated(),
         )
         self.controller = self._build_controller(strategy)
 
     @property
     def step(self) -> int:
         return int(self.trainer.global_step.numpy())
+
+    def _evaluated(self) -> dict[str, Any]:
+        """What an evaluation needs of a checkpoint."""
+        return {"model": self.trainer.model, "global_step": self.trainer.global_step}
 
     def close(self) -> None:
         """Leaves nothing behind but the run's files."""
@@ -308,13 +313,15 @@ class _Run:
         self.bar.update(len(rows))
 
     def _end_diverged(self, row: Mapping[str, Any]) -> None:
-        """Saves nothing: the checkpoints hold what skipped steps left as it was."""
+        """Saves nothing: the checkpoints before the lost steps hold what is left of the run."""
         optimizer = self.trainer.optimizer
         ours = isinstance(optimizer, family.BlockOptimizer)
         norms = (optimizer.diagnostics().gradient_norms or {}) if ours else {}
-        raise guard.diverged(
-            row, self.guard.in_a_row, norms, checkpoints.newest_whole(self.model_dir) or "no file"
+        skips, lost = ours and optimizer.hyperparameters.skip_nonfinite, self.guard.in_a_row
+        checkpoint = guard.sound_checkpoint(
+            self.model_dir, None if skips else row["step"] - lost + 1
         )
+        raise guard.diverged(row, lost, norms, checkpoint, skips=skips)
 
     def _optimizer_scalars(self) -> dict[str, float]:
         """What an optimizer of ours tells; its blocks' figures go to TensorBoard."""

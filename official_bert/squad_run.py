@@ -9,7 +9,7 @@ from official.nlp.tasks import question_answering
 
 from official_bert import (
     cluster,
-    configuration,
+    continuation,
     devices,
     finetune_plan,
     interruption,
@@ -129,7 +129,7 @@ def run(
     task_config = config(settings, squad_settings, start, loaded[0].version_2)
     planned = finetune_plan.experiment(settings, task_config, train_steps=1)
     preflight.check(planned, "train_and_eval", settings.model_dir)
-    configuration.check_same_run(planned, settings.model_dir, _BEGUN_WITH)
+    continuation.check_begun(planned, settings.model_dir, _BEGUN_WITH)
     # Before anything is computed: TensorFlow wants a strategy over several workers first of all.
     strategy = strategy or devices.build_strategy(planned.runtime)
     worker = cluster.this_worker(strategy)

@@ -42,8 +42,9 @@ def find(
     """Gathers what a pretraining run says of itself; what is given explicitly wins.
 
     The vocabulary is looked for in the run's folder, in its shards' folder and in the folder
-    above; the casing in the run's folder, in the shards' manifest, else in the vocabulary: one
-    with capitals is cased. An exported SavedModel has all three in its assets.
+    above; the casing in the run's folder, in the config of a finetuned run, in the shards'
+    manifest, else in the vocabulary: one with capitals is cased. An exported SavedModel has all
+    three in its assets.
 
     Args:
         init_checkpoint: a pretraining `model_dir`, a checkpoint in one, a folder that
@@ -74,6 +75,8 @@ def find(
         lower_case = input.kept_casing(run)
     if lower_case is None and exported:
         lower_case = saved_encoders.lower_case(exported)
+    if lower_case is None:  # a finetuned run's
+        lower_case = (saved.get("train_data") or {}).get("do_lower_case")
     if lower_case is None:
         lower_case = manifest.lower_case if manifest else not has_capitals(vocabulary)
     return StartingPoint(

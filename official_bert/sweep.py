@@ -20,6 +20,7 @@ _METRICS = "eval_metrics.json"
 _DIVERGED = "diverged"
 # What the runs of a sweep differ in, and what changes none of their results.
 _OWN = ("model_dir", "learning_rate", "seed")
+_START, _FINGERPRINT = "init_checkpoint", "init_checkpoint_fingerprint"
 
 _RUN, _SKIP, _STOP = range(3)
 
@@ -139,8 +140,9 @@ def run(
 ) -> list[Result]:
     """Finetunes with every rate and every seed, each in a folder of its own.
 
-    A finished run's scores are read, a begun one is continued. After every run the tables of all
-    so far are written, and which is the best. A run that diverges counts as the worst, and is not
+    All start from the checkpoint that is the newest of `init_checkpoint` when the sweep begins. A
+    finished run's scores are read, a begun one is continued. After every run the tables of all so
+    far are written, and which is the best. A run that diverges counts as the worst, and is not
     made again.
 
     Args:
@@ -156,6 +158,10 @@ def run(
         interruption.Stopped: `stop` was set.
     """
     root = settings.model_dir
+    # Once, for all runs: a pretraining that goes on meanwhile would give later ones another.
+    start = checkpoints.latest(settings.init_checkpoint) if settings.init_checkpoint else ""
+    settings = dataclasses.replace(settings, init_checkpoint=start)
+    task = dataclasses.replace(task, settings={**task.settings, _START: start})
     known = _known(root, task)
     is_chief = cluster.this_worker(strategy).is_chief
     results: list[Result] = []
@@ -219,7 +225,7 @@ def _keep_newest(folder: str) -> None:
     if len(found) < 2:
         return
     # First the list: a process killed behind it leaves files that nobody reads.
-    tf.compat.v1.train.update_checkpoint_state(folder, found[-1], [found[-1]])
+    checkpoints.write_list(folder, found[-1:])
     for prefix in found[:-1]:
         for path in tf.io.gfile.glob([f"{prefix}.index", f"{prefix}.data-*"]):
             tf.io.gfile.remove(path)
@@ -243,6 +249,7 @@ def _known(root: str, task: Task) -> dict[tuple[float, int], Result]:
         )
     path = os.path.join(root, RESULTS)
     if not tf.io.gfile.exists(path):
+        _check_start(root, {}, task.settings[_START])
         return {}
     try:
         saved = json.loads(files.read_bytes(path))
@@ -256,7 +263,8 @@ def _known(root: str, task: Task) -> dict[tuple[float, int], Result]:
             f"{path} is damaged ({error}); remove it: runs that are finished are scored again"
         ) from error
     now = json.loads(json.dumps(dict(task.settings)))
-    for name in sorted({*before, *now}):
+    _check_start(root, saved, now[_START])
+    for name in sorted({*before, *now} - {_START}):
         if before.get(name) != now.get(name):
             raise UserError(
                 f"{root} holds another sweep: --{name} was {before.get(name)!r}, now "
@@ -269,6 +277,33 @@ def _known(root: str, task: Task) -> dict[tuple[float, int], Result]:
             os.path.join(root, result.folder, *([] if result.score is None else [_METRICS]))
         )
     }
+
+
+def _check_start(root: str, saved: Mapping[str, Any], now: str) -> None:
+    """Refuses another checkpoint to start from than the runs of a sweep had.
+
+    Where no fingerprint was written, in earlier sweeps and before the end of the first run, the
+    runs know their checkpoint.
+    """
+    before = saved.get("settings", {}).get(_START, now)
+    if _FINGERPRINT in saved:
+        used = [before]
+        is_same = saved[_FINGERPRINT] == checkpoints.fingerprint(now)
+    else:
+        used = _starts(root) or [before]
+        is_same = all(checkpoints.is_same(each, now) for each in used)
+    if not is_same:
+        raise UserError(
+            f"{root} holds another sweep: --{_START} was {' and '.join(map(repr, used))}, now "
+            f"{now!r}; choose another --model_dir, or give the old one"
+        )
+
+
+def _starts(root: str) -> list[str]:
+    """The different checkpoints that the runs of a sweep started from, as each has it."""
+    paths = tf.io.gfile.glob(os.path.join(root, "rate-*-seed-*", configuration.PARAMS_FILE))
+    tasks = [configuration.read_saved(os.path.dirname(path)).get("task", {}) for path in paths]
+    return sorted({each.get(_START) or "" for each in tasks})
 
 
 def best(results: Sequence[Result]) -> Result:
@@ -338,6 +373,7 @@ def _write(root: str, task: Task, known: Mapping[tuple[float, int], Result]) -> 
     rates = sorted({result.learning_rate for result in results})
     content = {
         "settings": dict(task.settings),
+        _FINGERPRINT: checkpoints.fingerprint(task.settings[_START]),
         "runs": [{"folder": each.folder, **dataclasses.asdict(each)} for each in results],
         "rates": [{"learning_rate": rate, **spread(results, rate)} for rate in rates],
         "best": chosen.folder if has_best else None,

@@ -21,7 +21,7 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.distribute import distribute_lib, one_device_strategy
 from tensorflow.python.tpu import device_assignment, topology, tpu_system_metadata
 
-from official_bert import runner
+from official_bert import estimates, runner
 from official_bert.trainer import Trainer
 from tf_lans import compiled_update
 from tfrecords import schema
@@ -90,9 +90,7 @@ def share_of(params: config_definitions.ExperimentConfig, replicas: int) -> int:
 
 def predictions_of(params: config_definitions.ExperimentConfig) -> int:
     """The masked positions of a row, where shards were built with the default number."""
-    data = params.task.train_data
-    rate = data.masked_lm_prob or 0.15
-    return data.max_predictions_per_seq or schema.default_max_predictions(data.seq_length, rate)
+    return estimates.predictions(params.task.train_data)
 
 
 def batch_specs(params: config_definitions.ExperimentConfig, replicas: int) -> Batch:

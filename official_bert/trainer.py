@@ -60,7 +60,8 @@ class Trainer(base_trainer.Trainer):
         self._many_workers = cluster.this_worker(self.strategy).count > 1
         self.stopped = False
         self.loop_seconds = 0.0
-        if loss_scale is not None:
+        # A fixed scale is the config's, whatever it was before.
+        if loss_scale is not None and loss_scale.dynamic:
             self.checkpoint.loss_scale = loss_scale
         self.step_rows: list[dict[str, float]] = []
 

@@ -142,7 +142,7 @@ def test_contenders_take_turns_and_start_up_is_taken_off(
         data_contenders.MODEL_GARDEN: contender(8e-6, is_slow=True, is_copied=True, in_memory=True),
         "Hugging Face": contender(0.0, environment="huggingface_python"),
     }
-    turns = data_turns.Turns(
+    setup = data_turns.Setup(
         text=text,
         work_dir=tmp_path,
         environments={},
@@ -151,7 +151,7 @@ def test_contenders_take_turns_and_start_up_is_taken_off(
         cores=(1, 2),
     )
     monkeypatch.setattr(data_process, "run", pretend(data_process.run))
-    measured = data_turns.measure(turns, fakes, rounds=3, slow_rounds=2)
+    measured = data_turns.measure(setup, fakes, rounds=3, slow_rounds=2)
     monkeypatch.setattr(data_report, "CONTENDERS", fakes)
     rows = {(row["contender"], row["cores"]): row for row in data_report.building(measured)}
     for cores in (1, 2):
@@ -165,6 +165,39 @@ def test_contenders_take_turns_and_start_up_is_taken_off(
         missing = rows["Hugging Face", cores]["not_measured"]
         assert missing == "no --huggingface_python was given"
     assert rows[data_contenders.STORED, 1]["over_model_garden"] == pytest.approx(4, rel=0.05)
+
+
+READER = """
+import sys
+print("{}", flush=True)
+for number, seconds in enumerate(sys.stdin):
+    if sys.argv[1] == "dies" and number == 1:
+        sys.exit("a record is damaged")
+    print('{"examples": %s, "seconds": %s}' % (8 * float(seconds), seconds.strip()), flush=True)
+"""
+
+
+def test_a_reader_that_ends_midway_is_a_row(
+    text: data_text.Text, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = data_turns.Setup(
+        text=text, work_dir=tmp_path, environments={}, megabytes=1.0, startup_bytes=1, cores=(1,)
+    )
+    shards = data_turns._folder(setup, data_contenders.STORED, 1) / "shards"
+    shards.mkdir(parents=True)
+    (shards / "manifest.json").touch()
+
+    def command(name: str, directory: pathlib.Path) -> list[str]:
+        assert directory == shards
+        dies = name == data_reading.MODEL_GARDEN
+        return [sys.executable, "-c", READER, "dies" if dies else "lives"]
+
+    monkeypatch.setattr(data_turns, "reader_command", command)
+    assert data_turns.read(setup, rounds=3, seconds=0.5) == {
+        (data_reading.STORED, 1): data_turns.Read(rates=[8.0] * 3),
+        (data_reading.DYNAMIC, 1): "the build that it would have read was not measured",
+        (data_reading.MODEL_GARDEN, 1): "a record is damaged",
+    }
 
 
 def ran(seconds: float, gigabytes: float = 1.0) -> data_process.Ran:

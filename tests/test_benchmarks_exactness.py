@@ -275,6 +275,50 @@ def test_the_first_worker_that_ends_otherwise_ends_a_job(
         assert error == "module.SomeError: what went wrong"
 
 
+def test_no_two_trials_are_one_experiment() -> None:
+    most = exactness_stock_kills.MOST_TRIALS
+    for workers in (1, 2):
+        planned = exactness_stock_kills.kills(workers, most)
+        assert len(set(planned)) == most
+        # A checkpoint comes before each, and each before the job has ended.
+        loops = exactness_stock_kills.STEPS // exactness_stock_kills.LOOP
+        assert all(2 <= kill.loops <= loops for kill in planned)
+        assert {kill.victim for kill in planned} == set(range(workers))
+        assert planned[:1] == exactness_stock_kills.kills(workers, 1)
+    with pytest.raises(ValueError, match="expected at most 3"):
+        exactness_stock_kills.kills(1, most + 1)
+
+
+def test_a_kill_that_was_made_twice_counts_once_and_another_takes_its_place(
+    monkeypatch, tmp_path
+) -> None:
+    made = []
+
+    def one_trial(manifest, place, kill, control):
+        made.append(kill)
+        return row(kill.workers, kill.victim, kill.loops)
+
+    def row(workers, victim, loops, remark=""):
+        place = {"workers": workers, "killed_worker": victim, "after_loop": loops}
+        return place | {"bit_equal": False, "restarted": "ended", "remark": remark}
+
+    monkeypatch.setattr(exactness_stock_kills, "one_trial", one_trial)
+    monkeypatch.setattr(exactness_stock_kills, "run", lambda *_: 0)
+    monkeypatch.setattr(exactness_stock_kills, "arguments", lambda *_: [])
+    monkeypatch.setattr(exactness_stock_kills, "compared", lambda *_: {"bit_equal": True})
+    known = [
+        *(row(1, 0, 2, "first"), row(1, 0, 3), row(1, 0, 2)),
+        *(row(2, 0, 2), row(2, 1, 2), row(2, 0, 3)),
+    ]
+    kept = []
+    found = exactness_stock_kills.measure(
+        None, tmp_path, 3, known, lambda rows: kept.append(len(rows))
+    )
+    assert made == [exactness_stock_kills.Kill(workers=1, victim=0, loops=4)]
+    assert kept == [6] and found == [*known[:2], *known[3:], row(1, 0, 4)]
+    assert not exactness_stock_kills.missing(found, 1, 3)
+
+
 def test_runs_are_compared_by_their_last_checkpoints(tmp_path) -> None:
     for name, weight in (("a", 1.0), ("same", 1.0), ("other", 1.5)):
         model = tf.Module()
@@ -299,20 +343,27 @@ def test_the_table() -> None:
         "| 65.4 % (50 % to 75 %) | 100 %, each once |",
         "| of 6,388 examples, an epoch draws: 10 files, 4 workers, seed set "
         "| 90 % (90 % to 90 %) | refused before training |",
-        "| float32 against Algorithm 1 in float64 after 100 updates "
+        "| float32 LAMB (Algorithm 1): distance to float64 after 100 updates, over the way gone "
         "| Keras Lamb: 2.1e-2 (decays outside) | tf-lans LAMB, Keras 3: 3.1e-7 |",
-        "| weights, batch cut into 2 replicas against whole, after 10 updates "
+        "| weights, batch cut into 2 replicas against whole: distance after 10 updates, over the "
+        "way gone "
         "| LAMB 3.0e-2 | LANS 1.0e-6 |",
-        "| weights, batch cut into 4 micro-batches against whole, after 10 updates "
+        "| weights, batch cut into 4 micro-batches against whole: distance after 10 updates, over "
+        "the way gone "
         "| cannot | LANS 0 |",
-        "| kills after which a restarted run ends bit-equal, one worker | 0 of 1 | 6 of 7 |",
+        "| kills after which a restarted run ends bit-equal, one worker | 0 of 1, in 1 run "
+        "| 6 of 7, in 2 runs |",
         "| kills after which a restarted run ends bit-equal, two workers "
-        "| 0 of 2; 1 restart crashed; 1 restart hung | 1 of 1 made so far; the sweep has 3 |",
+        "| 0 of 2, in 2 runs; 1 restart crashed; 1 restart hung "
+        "| 1 of 1, in 1 run, made so far; the sweep has 3 |",
         "",
-        "The weights are without the attention's key biases. Softmax ignores those, so that their "
-        "gradient is rounding alone, which LANS scales to whole steps; with them our largest "
-        "difference is 2.0e-6, stock's 6.0e-2. The batch has 32 rows; stock's difference shrinks "
-        "as it grows.",
+        "Distances are L2 norms over all weights together; the way gone is how far the weights "
+        "held against came from the start. Algorithms 1 and 2 are those of arXiv 2006.13484.",
+        "",
+        "Those of a cut batch are without the attention's key biases. Softmax ignores those, so "
+        "that their gradient is rounding alone, which LANS scales to whole steps; with them our "
+        "largest difference is 2.0e-6, stock's 6.0e-2. The batch has 32 rows; stock's difference "
+        "shrinks as it grows.",
         "",
         "Measured 2020-01-02 with tensorflow 2.20.0.",
     ]

@@ -6,6 +6,7 @@ import re
 import subprocess
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import exactness_report, page, page_sections, page_study, page_tables
@@ -45,7 +46,7 @@ UPDATE_STEP = {
     "groups": [
         {
             "tf_lans LANS, Keras 3": row([0.1, 0.1, 0.12], 0.1),
-            "Keras Lamb, jit": row([0.15, 0.2, 0.25], 0.1),
+            "Keras Lamb, jit": row([0.2, 0.15, 0.23], 0.1),
             "tensorflow-addons LAMB": {"not_measured": "no module | found\nhere"},
             "floor": {"bandwidth_gb_per_s": 10.0, "best_ms": 40.0, "median_ms": 40.0},
         },
@@ -55,6 +56,15 @@ UPDATE_STEP = {
             "floor": {"bandwidth_gb_per_s": 10.0, "best_ms": 40.0, "median_ms": 40.0},
         },
     ],
+}
+
+
+SYSTEM = {
+    "system": "x LAMB",
+    "is_ours": True,
+    "cut": "2 replicas",
+    "relative_l2_difference": 1.0,
+    "with_key_biases": 1.0,
 }
 
 
@@ -84,13 +94,15 @@ def test_a_section_is_what_its_json_says(results: pathlib.Path) -> None:
         "```sh\npython -m benchmarks.update_step --rounds=3\n```\n"
     ) in text
     same = ["2.50", "1.2", "1.12"]
+    ones = ["1.00", "1.00 to 1.00", "1.00", "1.00"]
     assert cells(text)[2:] == [
-        ["torch AdamW, fused", "2", "0.50", "0.25 to 0.50", "0.25", "100", *same],
-        ["tf_lans LANS, Keras 3", "1", "1.00", "1.00 to 1.20", "1.00", "100", *same],
-        ["tf_lans LANS, Keras 3", "2", "1.00", "1.00 to 1.00", "1.00", "200", *same],
-        ["Keras Lamb, jit", "1", "2.00", "1.50 to 2.50", "1.50", "200", *same],
+        ["torch AdamW, fused", "2", "0.50", "0.25 to 0.50", "0.50", "0.25", "100", *same],
+        ["tf_lans LANS, Keras 3", "1", *ones, "100", *same],
+        ["tf_lans LANS, Keras 3", "2", *ones, "200", *same],
+        ["Keras Lamb, jit", "1", "1.92", "1.50 to 2.00", "2.00", "1.50", "200", *same],
     ]
-    assert "Not measured:\n\n- tensorflow-addons LAMB: no module | found here\n" in text
+    assert "Over the floor: the ratio of medians." in text
+    assert "Not measured here:\n\n- tensorflow-addons LAMB: no module | found here\n" in text
     assert "![update step bert tiny](../results/update_step_bert_tiny.png)" in text
 
 
@@ -167,26 +179,45 @@ def test_an_empty_folder_is_told(tmp_path: pathlib.Path) -> None:
 
 
 def test_every_result_in_the_tree_has_its_ratios_on_the_page() -> None:
-    """Read from the JSON by another path than the page's."""
+    """Read from the JSON by another path than the page's; what was not measured is told."""
     text = page.page(page.RESULTS, page.DOCUMENT)
     rows = cells(text)
-    update = json.loads((page.RESULTS / "update_step_bert_base.json").read_text())
-    for number, group in enumerate(update["groups"], start=1):
+
+    def results(name: str) -> dict[str, Any]:
+        return json.loads((page.RESULTS / f"{name}.json").read_text())
+
+    shown = 0
+    for number, group in enumerate(results("update_step_bert_base")["groups"], start=1):
         for name, each in group.items():
-            if "median_over_lans" in each:
-                ratio = f"{each['median_ms'] / group['tf_lans LANS, Keras 3']['median_ms']:.2f}"
-                assert [name, str(number), ratio] in [found[:3] for found in rows]
-    train = json.loads((page.RESULTS / "train_step.json").read_text())
-    for target in train["targets"]:
-        verdict = "met" if target["measured"] >= target["bound"] else "missed"
+            if "not_measured" in each:
+                assert f"\n- {name}: " in text
+            elif name != "floor":
+                lans = group["tf_lans LANS, Keras 3"]
+                within = np.divide(each["all_ms"], lans["all_ms"])
+                ratios = [np.median(within), each["median_ms"] / lans["median_ms"]]
+                found = [row[2::2] for row in rows if row[:2] == [name, str(number)]]
+                assert [f"{ratio:.2f}" for ratio in ratios] in [row[:2] for row in found]
+                shown += 1
+    for target in results("train_step")["targets"]:
         (found,) = [found for found in rows if found[0] == target["name"]]
+        if target["measured"] is None:
+            assert found[2:] == ["not measured", ""]
+            continue
+        verdict = "met" if target["measured"] >= target["bound"] else "missed"
         assert found[2:] == [f"{target['measured']:.2f}", verdict]
-    data = json.loads((page.RESULTS / "data.json").read_text())
-    peer = {each["cores"]: each for each in data["building"] if each["contender"] == "Model Garden"}
-    for each in data["building"]:
-        rate = each["mb_per_s"] / each["cores"] / peer[1]["mb_per_s"]
-        wanted = [each["contender"], each["makes"], str(each["cores"]), f"{rate:.1f}"]
+        shown += 1
+    building = results("data")["building"]
+    peers = [each for each in building if each["contender"] == "Model Garden"]
+    alone = [each["mb_per_s"] for each in peers if each["cores"] == 1 and "mb_per_s" in each]
+    for each in building:
+        if "not_measured" in each:
+            assert f"\n- {each['contender']}, cores: {each['cores']}: " in text
+            continue
+        rate = f"{each['mb_per_s'] / each['cores'] / alone[0]:.1f}" if alone else ""
+        wanted = [each["contender"], each["makes"], str(each["cores"]), rate]
         assert wanted in [found[:4] for found in rows]
+        shown += 1
+    assert shown, "no figure at all: none of these was measured"
     for path in page.RESULTS.glob("*.png"):
         if not path.with_suffix(".json").exists() or path.stem == "version_matrix":
             continue
@@ -262,9 +293,27 @@ def test_imports_are_over_tensorflows() -> None:
     assert cells(text)[2] == ["`import x`", "1.062", "1.050", "2.00", "1.90 to 2.50"]
 
 
-def test_exactness_has_its_own_table(tmp_path: pathlib.Path) -> None:
-    part = {**WHERE, "cases": []}
-    (tmp_path / "exactness.json").write_text(json.dumps({"coverage": part}))
+def test_exactness_has_its_own_table_and_each_part_one_command(tmp_path: pathlib.Path) -> None:
+    command = "python -m benchmarks.exactness"
+    commands = {
+        "coverage": f"{command} --only=error,coverage --output=o",
+        "error": f"{command} --only error,cuts --again --output=o",
+        "cuts": f"{command} --again=true --only=cuts --output=o --error_steps=5",
+        "kills": f"{command} --output=o",
+    }
+    contents: dict[str, Any] = {
+        "coverage": {"cases": []},
+        "error": {"steps": 1, "methods": []},
+        "cuts": {"steps": 1, "global_batch_size": 2, "rows": [SYSTEM, SYSTEM | {"is_ours": False}]},
+        "kills": {"ours": [], "stock": [], "planned_kills": {"1": 1, "2": 1}},
+    }
+    figures = {name: {**WHERE, **contents[name], "command": commands[name]} for name in contents}
+    (tmp_path / "exactness.json").write_text(json.dumps(figures))
     text = page.page(tmp_path, tmp_path / "page.md")
-    assert exactness_report.table({"coverage": part}).strip() in text
-    assert f"```sh\n{WHERE['command']}\n```" in text
+    assert exactness_report.table(figures).strip() in text
+    assert (
+        f"```sh\n{command} --output=o --only=coverage,error,kills\n"
+        f"{command} --output=o --error_steps=5 --only=cuts\n```"
+    ) in text
+    same = {name: {**part, "command": commands["error"]} for name, part in figures.items()}
+    assert exactness_report.commands(same) == [f"{command} --output=o"]

@@ -153,7 +153,7 @@ def test_contenders_take_turns_and_what_ends_is_told(
     assert len(full) == 5 * len(alive)
     for number in range(5):
         assert {*full[number * 3 : (number + 1) * 3]} == alive
-    assert len({tuple(full[number * 3 : (number + 1) * 3]) for number in range(5)}) == 3
+    assert len({tuple(full[number * 3 : (number + 1) * 3]) for number in range(5)}) >= 4
     assert output.with_suffix(".png").stat().st_size > 5_000
 
 

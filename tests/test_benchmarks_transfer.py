@@ -11,6 +11,7 @@ import yaml
 
 from benchmarks import markdown_part, transfer, transfer_report
 from benchmarks.transfer_report import PRETRAINED, RANDOM, Arm, Task
+from official_bert import demo
 from tests.bert.conftest import TINY
 from tests.bert.test_finetune import questions
 from tfrecords.errors import UserError
@@ -52,6 +53,30 @@ def test_one_seed_has_no_interval() -> None:
 def test_a_folder_without_finished_runs_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match="no finished run"):
         transfer.read_arm(tmp_path, RANDOM, "f1")
+
+
+def test_starting_points_have_the_same_tries_or_are_refused(tmp_path) -> None:
+    def score(arm: str, rate: str, seed: int) -> pathlib.Path:
+        folder = tmp_path / f"sst2_{arm}" / f"rate-{rate}-seed-{seed}"
+        folder.mkdir(parents=True)
+        (folder / "eval_metrics.json").write_text(json.dumps({"accuracy": 50.0 + seed}))
+        return folder / "eval_metrics.json"
+
+    layout = demo.Layout(root=str(tmp_path))
+    for starting_point in (PRETRAINED, RANDOM):
+        for rate in ("0.001", "3e-05"):
+            for seed in (0, 1):
+                last = score(starting_point, rate, seed)
+    (task,) = transfer.read_tasks(layout)
+    assert task.random.scores == {rate: {0: 50.0, 1: 51.0} for rate in ("0.001", "3e-05")}
+    last.unlink()  # as a run that diverged has none
+    with pytest.raises(UserError, match="no score of rate-3e-05-seed-1 from random") as refused:
+        transfer.read_tasks(layout)
+    assert "rates 3e-05,0.001 and --seeds=0,1, or" in str(refused.value)
+    score(RANDOM, "0.01", 0)
+    with pytest.raises(UserError, match="rate-0.01-seed-0 from pretrained") as refused:
+        transfer.read_tasks(layout)
+    assert "\n" not in str(refused.value)
 
 
 def test_only_the_marked_part_of_a_document_is_replaced() -> None:

@@ -101,7 +101,12 @@ def treatments(settings: Any, paths: Sequence[str]) -> list[Treatment]:
 
 
 def warn_of_unmatched(settings: Any, paths: Sequence[str]) -> None:
-    """Warns, once for each argument, of patterns that match no block, naming them."""
+    """Warns, once for each argument, of patterns that match no block, naming them.
+
+    An optimizer that was given no block has none that a pattern could miss.
+    """
+    if not paths:
+        return
     for argument in ("exclude_from_weight_decay", "exclude_from_layer_adaptation"):
         unmatched = unmatched_patterns(getattr(settings, argument, None), paths)
         if unmatched:

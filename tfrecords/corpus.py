@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import operator
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO
@@ -24,6 +25,14 @@ from tfrecords.text_defects import Defects, Replaced
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _COMPRESSED = ".gz"
+# How files begin that would be read as text with every other byte replaced.
+_FOREIGN = (
+    (re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), "bzip2", "bunzip2"),
+    (re.compile(rb"\xfd7zXZ\0"), "xz", "unxz"),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), "Zstandard", "unzstd"),
+    (re.compile(rb"\x1f\x8b\x08"), "gzip", "gunzip"),
+    (re.compile(rb"PK\x03\x04"), "zip", "unzip"),
+)
 _BLOCK_BYTES = 1 << 18
 
 
@@ -311,12 +320,24 @@ def _blocks(file: TextFile) -> Iterator[tuple[Block, bytes]]:
     line, offset = 1, 0
     with _naming(file.path), _open(file.path) as stream:
         while raw := stream.read(_BLOCK_BYTES):
+            if not offset:
+                _check_is_text(file.path, raw)
             raw += stream.readline()
             content = raw if offset else raw.removeprefix(_BYTE_ORDER_MARK)
             begin = offset + len(raw) - len(content)
             yield Block(content=content, line=line, offset=begin), raw
             line += raw.count(b"\n")
             offset += len(raw)
+
+
+def _check_is_text(path: str, beginning: bytes) -> None:
+    for magic, name, tool in _FOREIGN:
+        if magic.match(beginning):
+            raise UserError(
+                f"{path} is compressed with {name}; expected text, or text compressed with gzip "
+                f"once in a file whose name ends in {_COMPRESSED}: decompress it with {tool}, or "
+                "leave it out of --input"
+            )
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ def load(
     config = pretrainer_config(folder, config_file)
     model = _build(config)
     untrained = _restore(start.checkpoint, model) | set(output.about(folder).get(UNTRAINED, []))
-    if not architecture.has_pooler_head(config):
+    if not architecture.has_pooler_head(config) or not _has_labels(folder, config_file):
         untrained |= {architecture.POOLER, architecture.NEXT_SENTENCE_HEAD}
     _warn(model_dir, untrained)
     return Source(
@@ -134,13 +134,24 @@ def _restore(prefix: str, model: tf_keras.Model) -> set[str]:
     return heads if "masked_lm" in items else heads | {architecture.MASKED_LM_HEAD}
 
 
+def _has_labels(folder: str, config_file: str) -> bool:
+    """Whether a run trained on next-sentence labels; true where nothing says that it did not."""
+    if tf.io.gfile.exists(os.path.join(folder, configuration.PARAMS_FILE)):
+        data = configuration.read_saved(folder).get("task", {}).get("train_data") or {}
+        return bool(data.get("use_next_sentence_label", True))
+    if not config_file:
+        return True
+    params = configuration.load(experiments.PRETRAINING, [config_file])
+    return bool(params.task.train_data.use_next_sentence_label)
+
+
 def _warn(path: str, untrained: Collection[str]) -> None:
     if architecture.MASKED_LM_HEAD in untrained:
         logging.warning("%s holds no masked-LM head: its weights here are new and untrained", path)
     if architecture.NEXT_SENTENCE_HEAD not in untrained:
         return
     logging.warning(
-        "%s holds no next-sentence head: its logits are left out, and pooled_output is %s",
+        "%s holds no trained next-sentence head: its logits are left out, and pooled_output is %s",
         path,
         "untrained: use sequence_output, or finetune"
         if architecture.POOLER in untrained

@@ -32,6 +32,7 @@ from official_bert import (
 from official_bert.classification_input import Cut, Labelled
 from tests.bert.test_glue import write
 from tests.bert.tiny_squad import ENCODER, VOCABULARY, make_folder
+from tfrecords.tokenization import Tokenizer
 from tfrecords.vocabulary import Vocabulary
 
 SEQ_LENGTH = 24
@@ -315,6 +316,20 @@ def test_a_new_pooler_is_drawn_and_all_else_restored(folder: pathlib.Path) -> No
         if id(one) not in poolers:
             np.testing.assert_array_equal(one.numpy(), other.numpy())
     assert not np.array_equal(*(each.pooler_layer.kernel.numpy() for each in encoders))
+
+
+def test_texts_of_one_vocabulary_share_a_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def noted(vocabulary: Vocabulary, lower_case: bool) -> Tokenizer:
+        built.append(lower_case)
+        return Tokenizer(vocabulary, lower_case)
+
+    monkeypatch.setattr(packed_rows, "Tokenizer", noted)
+    vocabulary = Vocabulary((*VOCABULARY, "unheard"))
+    for lower_case in (True, True, False, False):
+        packed_rows.pack(vocabulary, lower_case, ["the box"], None, 12)
+    assert built == [True, False]
 
 
 def test_lengths_groups_and_replicas_change_nothing(folder: pathlib.Path) -> None:

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from official.core import task_factory
 
 import tfrecords
-from official_bert import configuration, doctor, estimates, experiments, metrics_log, optimization
+from official_bert import (
+    configuration,
+    doctor,
+    estimates,
+    experiments,
+    metrics_log,
+    optimization,
+    runner,
+)
 from official_bert.machine import Machine, count_tpus, device_problems, probe, visible_gpus
 from official_bert.pretraining_task import LargeBatchPretrainTask
 from tests.bert.conftest import SHORT
@@ -369,10 +377,12 @@ def test_a_recipe_without_data_is_told_all_the_rest(capsys, tmp_path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_sound_recipe_ends_with_0(capsys, tmp_path, tiny_yaml, shards, monkeypatch) -> None:
+def test_a_sound_recipe_ends_with_0(capsys, tmp_path, tiny, tiny_yaml, shards, monkeypatch) -> None:
     monkeypatch.setattr(doctor, "probe", lambda: Machine(memory_bytes=2**40))
     data = f"task.train_data.input_path={shards},task.validation_data.input_path={shards}"
     (tmp_path / "run").mkdir()
+    saved = runner._completed(tiny(task__micro_batch_size=4), "train_and_eval")
+    configuration.save(saved, str(tmp_path / "run"))
     rows = [
         {"step": step, "loss": 1.0, "gradient_norm": 3.0, "piece_gradient_norm": 5.0}
         for step in range(1, 5)
@@ -457,6 +467,10 @@ def test_evaluation_alone_asks_nothing_of_the_training(tiny) -> None:
 def test_masked_positions_come_from_the_shards(tiny, shards) -> None:
     manifest = tfrecords.Manifest.load(shards)
     data = tiny().task.train_data
-    assert doctor._predictions(manifest, data) == manifest.max_predictions_per_seq(SHORT)
-    assert doctor._predictions(None, data) == schema.default_max_predictions(SHORT, 0.15)
-    assert doctor._predictions(None, data.replace(max_predictions_per_seq=3)) == 3
+    assert estimates.predictions(data, manifest) == manifest.max_predictions_per_seq(SHORT)
+    assert estimates.predictions(data) == schema.default_max_predictions(SHORT, 0.15)
+    assert estimates.predictions(data.replace(masked_lm_prob=0.5)) == (
+        schema.default_max_predictions(SHORT, 0.5)
+    )
+    for shards_there in (None, manifest):
+        assert estimates.predictions(data.replace(max_predictions_per_seq=3), shards_there) == 3

@@ -318,6 +318,23 @@ def test_a_run_without_the_head_says_so_once(
     assert config["architectures"] == ["BertForMaskedLM"]
 
 
+def test_a_head_that_no_label_trained_is_untrained(
+    tiny, shards: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The shards have labels and the model a head, and the run was told not to use them."""
+    run = tmp_path / "run"
+    pretrained_runs.write(tiny(task__train_data__use_next_sentence_label=False), shards, run)
+    caplog.set_level(logging.WARNING)
+    bare = (str(run / "params.yaml"), str(run / "vocab.txt"))
+    prefix = shutil.copytree(run, tmp_path / "bare") / f"ckpt-{pretrained_runs.STEP}"
+    (tmp_path / "bare" / "params.yaml").unlink()
+    for arguments in ((str(run),), (str(prefix), *bare)):
+        caplog.clear()
+        assert not source.load(*arguments).has_next_sentence
+        assert "holds no trained next-sentence head" in caplog.text
+        assert "pooled_output is untrained" in caplog.text
+
+
 def test_parameters_are_counted_once(pretrained: source.Source) -> None:
     experiments.register()
     config = LargeBatchPretrainConfig(model=pretrained.config)

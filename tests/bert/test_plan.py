@@ -19,6 +19,7 @@ from official_bert import (
     experiments,
     plan,
     plan_recipe,
+    plan_result,
     plan_steps,
     preflight,
 )
@@ -279,6 +280,23 @@ def test_what_a_recipe_says_beside_the_plan_stays(tmp_path) -> None:
     assert chosen.optimizer.type == "lamb" and chosen.optimizer.lamb.weight_decay == 0.01
     assert not chosen.optimizer.lamb.exclude_from_layer_adaptation
     assert chosen.learning_rate.get().constant_ratio == 0.0
+
+
+def test_a_recipes_share_of_masks_is_what_is_computed(tmp_path, monkeypatch) -> None:
+    arguments = ("--batch=512", "--micro_batch=64", "--device=a100", "--num_devices=8")
+    packaged_recipe = yaml.safe_load(
+        pathlib.Path(configuration.find_config("bert_tiny_phase1.yaml")).read_text()
+    )
+    kept: list[plan_result.Planned] = []
+    monkeypatch.setattr(plan, "write", lambda flag_values, found, cluster: kept.extend(found) or [])
+    for rate in (0.15, 0.4):
+        packaged_recipe["task"]["train_data"]["masked_lm_prob"] = rate
+        path = tmp_path / f"{rate}.yaml"
+        path.write_text(yaml.safe_dump(packaged_recipe))
+        assert run(f"--model={path}", *arguments) == 0
+    few, many = kept
+    assert many.work.flops_per_example > few.work.flops_per_example
+    assert many.memory.total > few.memory.total
 
 
 def test_a_measured_rate_takes_the_tables_place(capsys) -> None:

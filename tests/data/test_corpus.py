@@ -1,7 +1,9 @@
 """Files to documents: every format, whole, in blocks and in chunks; what is no text."""
 
+import bz2
 import gzip
 import json
+import lzma
 import pathlib
 import re
 import sys
@@ -413,3 +415,23 @@ def test_find(tmp_path: pathlib.Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             corpus.find(pattern)
+
+
+@pytest.mark.parametrize(
+    ("name", "compress"),
+    [
+        ("bzip2", bz2.compress),
+        ("xz", lzma.compress),
+        ("Zstandard", lambda text: b"\x28\xb5\x2f\xfd" + text),
+        ("gzip", gzip.compress),
+    ],
+)
+def test_other_compressions_are_named(name, compress, tmp_path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(compress(b"One sentence.\n\nAnother one.\n"))
+    (file,) = corpus.find(str(path))
+    for read in (lambda: corpus.scan(file, corpus.TextFormat(), 1), lambda: [*corpus.lines(file)]):
+        with pytest.raises(UserError, match=f"text.txt is compressed with {name}; expected text"):
+            read()
+    path.write_text("BZh is how bzip2 begins.\n")
+    assert corpus.scan(file, corpus.TextFormat(), 1).num_documents == 1

@@ -1,13 +1,17 @@
 """What the paper leaves open and the design decides: each decision, seen to hold."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import tf_lans
 from tests import reference
 from tests.optimizer import harness
 from tests.optimizer.harness import both_kerases, each_row
+from tf_lans import block_selection
 
 RATE = float(np.float32(0.01))
 FLOAT32_TOLERANCE = 2e-4
@@ -265,3 +269,10 @@ def test_wrong_distribution_contexts_are_refused_by_name(which: str) -> None:
     outside = harness.Run(which, "LANS", start)
     with pytest.raises(RuntimeError, match="strategy.scope"):
         harness.two_replicas().run(outside._apply, args=(gradients,))
+
+
+def test_patterns_over_no_variables_are_no_mistake() -> None:
+    settings = tf_lans.LANS(exclude_from_weight_decay=["bias"]).hyperparameters
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        block_selection.warn_of_unmatched(settings, [])

@@ -1,0 +1,57 @@
+"""What a run finds in the folder it is given: nothing, a run, or something else."""
+
+import re
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from official_bert import configuration
+from tfrecords import files
+from tfrecords.errors import UserError
+
+_RUN = re.compile(rf"{re.escape(configuration.PARAMS_FILE)}|checkpoint|ckpt-.*\.index")
+# What launchers, schedulers, TensorBoard, file systems and users put beside a run before it
+# begins. None of it has the name of a file that a run writes.
+_BESIDE = re.compile(
+    r"\..*|lost\+found|(.*[-_])?logs?|.*\.(log|out|err)|.*\.ya?ml"
+    r"|events\.out\.tfevents\..*|train|validation|plugins"
+)
+_SHOWN = 3
+
+
+def names(folder: str) -> list[str]:
+    """What lies in a folder, in order; nothing where there is none."""
+    if not tf.io.gfile.isdir(folder):
+        return []
+    # Object stores end the names of folders with a slash.
+    return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
+
+
+def check(model_dir: str, is_early: Callable[[str], bool]) -> None:
+    """Refuses a folder whose files a run would overwrite.
+
+    Args:
+        model_dir: the folder; it need not exist.
+        is_early: whether a file of that name is one that a run leaves which is killed before its
+            first `params.yaml`.
+
+    Raises:
+        UserError: the folder holds something else than a run, or the beginning of one.
+
+    Example:
+        >>> check("a_new_folder", is_early=lambda name: False)
+    """
+    found = names(model_dir)
+    if any(map(_RUN.fullmatch, found)):
+        return
+    foreign = [
+        name
+        for name in found
+        if not (_BESIDE.fullmatch(name) or files.PARTIAL in name or is_early(name))
+    ]
+    if foreign:
+        more = ", ..." if len(foreign) > _SHOWN else ""
+        raise UserError(
+            f"{model_dir} holds something else ({', '.join(foreign[:_SHOWN])}{more}); expected a "
+            "new or empty folder, or the run to continue: give another --model_dir"
+        )

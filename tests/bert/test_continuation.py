@@ -1,0 +1,230 @@
+"""What a folder may hold when a run begins or goes on in it, and what may change by then."""
+
+import pathlib
+import shutil
+
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from official_bert import (
+    configuration,
+    continuation,
+    metrics_log,
+    run_checkpoints,
+    run_files,
+    runner,
+    starting_point,
+    train,
+)
+from official_bert.global_batch import StepSettings
+from official_bert.input import TOKENIZER_CONFIG, kept_casing
+from official_bert.loss_scaling import INITIAL, LossScale
+from tests.bert import pretrained_runs
+from tfrecords.errors import UserError
+
+START = "task.init_checkpoint"
+
+
+@pytest.fixture
+def phases(pretrained_run, tiny, tmp_path, monkeypatch) -> pathlib.Path:
+    """`run/phase1`, and `run/phase2` begun from it, both named from where the command ran."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pretrained_run, tmp_path / "run" / "phase1")
+    configuration.save(tiny(task__init_checkpoint="run/phase1"), str(tmp_path / "run" / "phase2"))
+    return tmp_path / "run"
+
+
+def changes_of(tiny, start: object, folder: object) -> list[tuple[str, object]]:
+    found = continuation.check(tiny(task__init_checkpoint=start), str(folder), "train")
+    return [(change.field, change.now) for change in found]
+
+
+def test_where_a_run_started_may_be_named_otherwise(phases, tiny) -> None:
+    """By another path to the same folder, or by the path of a copy."""
+    assert changes_of(tiny, "run/phase1", "run/phase2") == []
+    for name in (phases / "phase1", "./run/phase1", "run/phase2/../phase1", "run/phase1/ckpt-7"):
+        assert changes_of(tiny, name, "run/phase2") == [(START, str(name))]
+    shutil.copytree(phases, phases.parent / "copy")
+    assert changes_of(tiny, "copy/phase1", "copy/phase2") == [(START, "copy/phase1")]
+
+
+def test_a_moved_run_starts_where_it_did(phases, tiny) -> None:
+    phases.rename(phases.parent / "moved")
+    assert changes_of(tiny, "moved/phase1", "moved/phase2") == [(START, "moved/phase1")]
+
+
+def test_another_start_is_another_run(phases, tiny, shards) -> None:
+    other = tiny(task__model__encoder__bert__num_layers=1)
+    pretrained_runs.write(other, shards, phases.parent / "other")
+    for name, shown in (("other", "other"), ("nowhere", "nowhere"), ("''", "")):
+        with pytest.raises(UserError, match=f"{START} was 'run/phase1', now '{shown}'"):
+            changes_of(tiny, name, "run/phase2")
+
+
+def test_how_a_step_is_carried_out_is_written_down(tmp_path, tiny) -> None:
+    """All that changes the bits of a run."""
+    configuration.save(tiny(), str(tmp_path))
+    now = tiny(runtime__distribution_strategy="mirrored", runtime__deterministic_ops=False)
+    found = {each.field: each.now for each in continuation.check(now, str(tmp_path), "train")}
+    assert found == {
+        "runtime.distribution_strategy": "mirrored", "runtime.deterministic_ops": False
+    }  # fmt: skip
+
+
+def contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"notes.txt": "", "vocab.txt": ""}, "holds something else (notes.txt, vocab.txt)"),
+        ({"vocab.txt": "[PAD]\n"}, "holds something else (vocab.txt)"),
+        ({"tokenizer_config.json": '{"do_lower_case": false}'}, "else (tokenizer_config.json)"),
+        ({"tokenizer_config.json": "[]"}, "tokenizer_config.json is no JSON object"),
+        ({"metrics.jsonl": '{"a": 1}\n'}, "holds something else (metrics.jsonl)"),
+        ({"README.md": "", "phase1": None}, "holds something else (README.md, phase1)"),
+        ({"data.json": '{"rows": 3}'}, "data.json does not say which shards"),
+        ({"data.json": "[1]"}, "data.json does not say which shards"),
+        ({"data.json": "\x80"}, "data.json does not say which shards"),
+    ],
+)
+def test_nothing_begins_among_foreign_files(
+    files, words: str, tmp_path, tiny_arguments, capsys
+) -> None:
+    for name, text in files.items():
+        path = tmp_path / name
+        path.mkdir() if text is None else path.write_text(text)
+    before = contents(tmp_path)
+    config_file, data = tiny_arguments
+    arguments = [f"--config_file={config_file}", f"--params_override={data}"]
+    assert train.main([*arguments, f"--model_dir={tmp_path}"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and words in errors[0]
+    assert contents(tmp_path) == before
+
+
+def test_what_lies_beside_a_run_before_it_begins_is_no_obstacle(tmp_path, tiny) -> None:
+    """Logs of launchers and schedulers, TensorBoard's, a volume's own, a recipe, a killed start."""
+    for name in ("logs", "launch_logs", "train", "validation", "plugins", "lost+found"):
+        (tmp_path / name).mkdir()
+    for name in ("bert-17.log", "slurm-17.out", "nohup.out", "job.err", ".nfs0001", "recipe.yaml"):
+        (tmp_path / name).touch()
+    (tmp_path / "events.out.tfevents.17.host").touch()
+    params = tiny()
+    continuation.check(params, str(tmp_path), "train")
+    begun = run_files.RunFiles(params, str(tmp_path), writes=True)
+    begun.begin(0, ())
+    (tmp_path / "params.yaml").rename(tmp_path / "params.yaml.partial-0")
+    assert (tmp_path / "data.json").exists() and (tmp_path / "vocab.txt").exists()
+    continuation.check(params, str(tmp_path), "train")
+
+
+def test_a_begun_run_whose_records_are_damaged_is_one_line(tmp_path, tiny) -> None:
+    params = tiny()
+    configuration.save(params, str(tmp_path))
+    (tmp_path / continuation.DATA).write_text("{}")
+    with pytest.raises(UserError, match="data.json does not say which shards"):
+        continuation.check(params, str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"[1]", b"7", b'{"loss": 1.0}', b'{"step": "x"}'])
+def test_a_log_of_something_else_is_one_line(line: bytes, tmp_path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line + b"\n")
+    with pytest.raises(UserError, match="metrics.jsonl is damaged"):
+        metrics_log.read(path)
+
+
+def test_a_foreign_tokenizer_config_may_leave_the_casing_open(tmp_path) -> None:
+    path = tmp_path / TOKENIZER_CONFIG
+    path.write_text('{"model_max_length": 512}')
+    assert kept_casing(str(tmp_path)) is None
+    path.write_text('{"do_lower_case": false}')
+    assert kept_casing(str(tmp_path)) is False
+    for text, words in (("{", "is no JSON object"), ("[]", "is no JSON object"),
+                        ('{"do_lower_case": "yes"}', "do_lower_case is 'yes'")):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(UserError, match=words):
+            kept_casing(str(tmp_path))
+
+
+def test_a_finetuned_runs_casing_is_read_from_its_config(pretrained_run, tmp_path) -> None:
+    """Its vocabulary has no capitals, so a guess would be the wrong one."""
+    run = tmp_path / "run"
+    shutil.copytree(pretrained_run, run)
+    (run / TOKENIZER_CONFIG).unlink()
+    saved = (run / "params.yaml").read_text()
+    assert "input_path" in saved
+    encoder = configuration.read_saved(str(run))["task"]["model"]["encoder"]
+    data = {"do_lower_case": False, "vocab_file": "vocab.txt"}
+    task = {"model": {"encoder": encoder}, "train_data": data}
+    configuration.save(configuration.base_config.Config({"task": task}), str(run))
+    assert starting_point.find(str(run)).lower_case is False
+    assert starting_point.find(str(run), lower_case=True).lower_case is True
+
+
+def test_a_run_may_become_float16(tmp_path, tiny) -> None:
+    """With a loss scale that begins anew."""
+    policy = tf_keras.mixed_precision.global_policy()
+    length = "trainer__optimizer_config__learning_rate__warmup_constant_decay__total_steps"
+    precisions = ("float32", "float16")
+    try:
+        for steps, precision in enumerate(precisions, start=1):
+            params = tiny(
+                trainer__train_steps=steps,
+                trainer__steps_per_loop=1,
+                runtime__mixed_precision_dtype=precision,
+                **{length: 4},
+            )
+            runner.run(params, str(tmp_path), "train")
+    finally:
+        tf_keras.mixed_precision.set_global_policy(policy)
+    logged = metrics_log.read(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in logged] == [1, 2]
+    rows = metrics_log.read(tmp_path / continuation.CHANGES)
+    changes = [(row["step"], row["field"], row["now"]) for row in rows]
+    assert (1, "runtime.mixed_precision_dtype", "float16") in changes
+    saved = tf.train.load_checkpoint(str(tmp_path / "ckpt-2"))
+    scale = saved.get_tensor("loss_scale/value/.ATTRIBUTES/VARIABLE_VALUE")
+    # The one step with it may have overflowed.
+    assert scale == INITIAL / 2 ** logged[-1]["skipped_steps"]
+
+
+def test_a_fixed_loss_scale_is_the_configs(tmp_path, tiny) -> None:
+    """Whatever the checkpoint that the run goes on from was saved with."""
+    params = tiny()
+    task = runner.task_factory.get_task(params.task)
+
+    def restored(scale: LossScale) -> float:
+        trainer = runner.build_trainer(
+            params, task, train=True, evaluate=False, settings=StepSettings(loss_scale=scale)
+        )
+        manager = run_checkpoints.RunCheckpoints(
+            trainer.checkpoint, str(tmp_path), max_to_keep=1, global_step=trainer.global_step,
+            interval=1, initialize=lambda: None,
+        )  # fmt: skip
+        manager.restore_or_initialize()
+        value = float(scale.value)
+        manager.save(checkpoint_number=int(trainer.global_step.assign_add(1)))
+        return value
+
+    dynamic = LossScale()
+    dynamic.value.assign(5.0)
+    assert restored(dynamic) == 5.0 and restored(LossScale()) == 5.0
+    assert restored(LossScale(8.0)) == 8.0 and restored(LossScale(4.0)) == 4.0
+    # Dynamic again after a fixed one, it begins anew.
+    assert restored(LossScale()) == INITIAL
+
+
+def test_an_evaluation_asks_for_the_model_only(pretrained_run, tmp_path, tiny) -> None:
+    """Another optimizer than the run's has other slots; another model is told."""
+    run = tmp_path / "run"
+    shutil.copytree(pretrained_run, run)
+    other = {"trainer__optimizer_config__optimizer__type": "adamw"}
+    result = runner.run(tiny(**other), str(run), "eval")
+    assert result.evaluation["masked_lm_loss"] > 0
+    (run / "params.yaml").unlink()
+    with pytest.raises(UserError, match="another architecture than the config's"):
+        runner.run(tiny(task__model__encoder__bert__num_layers=1), str(run), "eval")
