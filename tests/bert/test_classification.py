@@ -326,7 +326,7 @@ def test_texts_of_one_vocabulary_share_a_tokenizer(monkeypatch: pytest.MonkeyPat
         return Tokenizer(vocabulary, lower_case)
 
     monkeypatch.setattr(packed_rows, "Tokenizer", noted)
-    vocabulary = Vocabulary((*VOCABULARY, "unheard"))
+    vocabulary = Vocabulary(tokens=(*VOCABULARY, "unheard"), content=b"")
     for lower_case in (True, True, False, False):
         packed_rows.pack(vocabulary, lower_case, ["the box"], None, 12)
     assert built == [True, False]

@@ -62,6 +62,19 @@ def test_another_start_is_another_run(phases, tiny, shards) -> None:
             changes_of(tiny, name, "run/phase2")
 
 
+def test_a_vocabulary_is_known_by_its_content(tmp_path, tiny, shards) -> None:
+    """A finetuning names that of the pretraining, which may lie elsewhere by now."""
+    configuration.save(tiny(task__train_data__vocab_file="gone.txt"), str(tmp_path))
+    now = tiny(task__train_data__vocab_file=shards / "vocab.txt")
+    with pytest.raises(UserError, match="vocab_file was 'gone.txt', now "):
+        continuation.check_begun(now, str(tmp_path), ("task.train_data",))
+    shutil.copy(shards / "vocab.txt", tmp_path)
+    continuation.check_begun(now, str(tmp_path), ("task.train_data",))
+    (tmp_path / "vocab.txt").write_text("other")
+    with pytest.raises(UserError, match="vocab_file was 'gone.txt', now "):
+        continuation.check_begun(now, str(tmp_path), ("task.train_data",))
+
+
 def test_how_a_step_is_carried_out_is_written_down(tmp_path, tiny) -> None:
     """All that changes the bits of a run."""
     configuration.save(tiny(), str(tmp_path))
