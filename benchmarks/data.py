@@ -80,17 +80,13 @@ def body(flag_values: flags.FlagValues) -> None:
             flag_values[name].value = value
     names, environments = turns.chosen(CONTENDERS, flag_values.only), peers(flag_values)
     output = flag_values.output
-    if output is not None:
-        whole_files.check(f"{output}.json")
-        whole_files.check(f"{output}.png")
+    whole_files.check_report(output)
     with tempfile.TemporaryDirectory() as temporary:
         work_dir = pathlib.Path(flag_values.work_dir or temporary).absolute()
         work_dir.mkdir(parents=True, exist_ok=True)
         figures = report(flag_values, names, environments, work_dir)
     print(data_report.table(figures))
-    if output is not None:
-        whole_files.write_json(f"{output}.json", figures)
-        whole_files.write_chart(f"{output}.png", data_report.chart(figures))
+    whole_files.write_report(output, figures, data_report.chart)
 
 
 def peers(flag_values: flags.FlagValues) -> dict[str, str]:

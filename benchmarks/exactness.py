@@ -139,9 +139,7 @@ def body(flag_values: flags.FlagValues) -> None:
     if flag_values.document:
         markdown_part.check(flag_values.document, _MODULE)
     output = flag_values.output
-    if output:
-        whole_files.check(f"{output}.json")
-        whole_files.check(f"{output}.png")
+    whole_files.check_report(output)
     figures = read(output)
     heading = {
         **machine.heading(_MODULE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,11 @@ from benchmarks.large_batch_settings import Study
 from official_bert import charts
 
 _MARKERS = "osD^vP*Xhp"
+# All that `choose` may choose.
+NAMES = (
+    *("loss_by_batch", "loss_by_rate", "best_of_n", "loss_curves", "steps_to_target"),
+    "variance",
+)
 
 
 def prefix(results: str, study: Study, records: Sequence[Mapping[str, Any]]) -> str:
@@ -58,16 +64,17 @@ def choose(
 def draw(
     study: Study, records: Sequence[Mapping[str, Any]], prefix: str, target: float | None
 ) -> list[str]:
-    """Writes PREFIX_*.png, those that `choose` chooses.
+    """Writes PREFIX_*.png, those that `choose` chooses, and removes the others of an earlier call.
 
     Returns:
         Their paths.
     """
-    paths = []
-    for name, figure in choose(study, records, target).items():
-        paths.append(f"{prefix}_{name}.png")
-        whole_files.write_chart(paths[-1], figure())
-    return paths
+    chosen = choose(study, records, target)
+    for name in set(NAMES) - set(chosen):
+        pathlib.Path(f"{prefix}_{name}.png").unlink(missing_ok=True)
+    for name, figure in chosen.items():
+        whole_files.write_chart(f"{prefix}_{name}.png", figure())
+    return [f"{prefix}_{name}.png" for name in chosen]
 
 
 def _style(name: str) -> dict[str, Any]:

@@ -180,14 +180,10 @@ def bfloat16_instructions() -> list[str]:
 def body(flag_values: flags.FlagValues) -> None:
     """Measures, prints the report, writes the JSON file and the chart."""
     output = flag_values.output
-    if output is not None:
-        whole_files.check(f"{output}.json")
-        whole_files.check(f"{output}.png")
+    whole_files.check_report(output)
     figures = report(flag_values)
     print(train_step_report.table(figures))
-    if output is not None:
-        whole_files.write_json(f"{output}.json", figures)
-        whole_files.write_chart(f"{output}.png", train_step_report.chart(figures))
+    whole_files.write_report(output, figures, train_step_report.chart)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -179,14 +179,10 @@ def body(flag_values: flags.FlagValues) -> None:
         if path is not None
     }
     output = flag_values.output
-    if output is not None:
-        whole_files.check(f"{output}.json")
-        whole_files.check(f"{output}.png")
+    whole_files.check_report(output)
     figures = report(flag_values.model, flag_values.rounds, flag_values.only, pythons)
     print(update_step_report.table(figures))
-    if output is not None:
-        whole_files.write_json(f"{output}.json", figures)
-        whole_files.write_chart(f"{output}.png", update_step_report.chart(figures))
+    whole_files.write_report(output, figures, update_step_report.chart)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tfrecords.errors import UserError
@@ -72,3 +72,19 @@ def write_chart(path: str | os.PathLike[str], figure: Any, dpi: int = 120) -> No
     """Writes a matplotlib figure."""
     with whole(path) as partial:
         figure.savefig(partial, dpi=dpi)
+
+
+def check_report(output: str | None, option: str = "--output") -> None:
+    """As `check`, of what `write_report` will write."""
+    if output is not None:
+        check(f"{output}.json", option)
+        check(f"{output}.png", option)
+
+
+def write_report(
+    output: str | None, figures: dict[str, Any], chart: Callable[[dict[str, Any]], Any]
+) -> None:
+    """Writes OUTPUT.json and what `chart` draws of it, OUTPUT.png; nothing where output is None."""
+    if output is not None:
+        write_json(f"{output}.json", figures)
+        write_chart(f"{output}.png", chart(figures))

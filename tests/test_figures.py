@@ -101,6 +101,12 @@ def test_the_page_of_the_benchmarks_is_what_the_results_say() -> None:
     )
 
 
+def test_the_studys_charts_are_those_that_its_results_show() -> None:
+    shown = set().union(*(re.findall(r"large_batch_\w+\.png", part) for part in study_parts()))
+    there = {path.name for path in figures.RESULTS.glob("large_batch_*.png")}
+    assert there == shown, "draw them anew by python -m benchmarks.large_batch --report_only"
+
+
 @each_document
 def test_no_figure_is_typed_by_hand(name: str) -> None:
     allowed = [text for texts in ALLOWED.get(name, {}).values() for text in texts]
