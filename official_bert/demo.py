@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from tfrecords import command
+from tfrecords import command, limits
 from tfrecords.errors import UserError
 
 PHASES = ("bert_tiny_phase1.yaml", "bert_tiny_phase2.yaml")
@@ -134,7 +134,7 @@ def stages(layout: Layout, inputs: Inputs) -> list[Stage]:
                 f"--seq_lengths={','.join(map(str, SEQ_LENGTHS))}",
                 "--num_shards=8",
                 "--dupe_factor=1",
-                f"--num_processes={os.cpu_count() or 1}",
+                f"--num_processes={limits.cores()}",
                 "--eval_fraction=0.02",
             ],
         ),

@@ -4,10 +4,11 @@ Nothing here imports TensorFlow; what it sees is an argument.
 """
 
 import dataclasses
-import os
 import pathlib
 import subprocess
 from collections.abc import Iterator, Mapping
+
+from tfrecords import limits
 
 ROOT = pathlib.Path("/")
 NVIDIA_SMI = "nvidia-smi"
@@ -15,7 +16,7 @@ BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
 # Google's PCI devices are TPUs but for those that are disks and network cards of its clouds.
 _GOOGLE, _DISK_AND_NETWORK = "0x1ae0", ("0x01", "0x02")
 _PROBE_SECONDS = 10
-_KIB, _MIB = 1 << 10, 1 << 20
+_MIB = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,8 @@ class Machine:
         gpus: the name of each GPU.
         gpu_bytes: memory of the smallest GPU; None where nvidia-smi does not tell.
         tpus: how many TPU chips.
-        cores: logical processors.
-        memory_bytes: main memory; None where the system does not tell.
+        cores: logical processors that this process may use.
+        memory_bytes: main memory that it may fill; None where the system does not tell.
         bfloat16: the processor's instructions for bfloat16, by flag.
     """
 
@@ -52,8 +53,8 @@ def probe(root: pathlib.Path = ROOT, nvidia_smi: str = NVIDIA_SMI) -> Machine:
         gpus=gpus or tuple("GPU" for _ in root.glob("dev/nvidia[0-9]*")),
         gpu_bytes=gpu_bytes,
         tpus=count_tpus(root),
-        cores=os.cpu_count() or 1,
-        memory_bytes=_total_memory(root),
+        cores=limits.cores(root),
+        memory_bytes=limits.memory_bytes(root),
         bfloat16=_bfloat16_flags(root),
     )
 
@@ -72,17 +73,9 @@ def _is_tpu_group(root: pathlib.Path, group: str) -> bool:
 
 
 def _is_tpu(device: pathlib.Path) -> bool:
-    return _text(device / "vendor").strip() == _GOOGLE and not _text(device / "class").startswith(
-        _DISK_AND_NETWORK
-    )
-
-
-def _text(path: pathlib.Path) -> str:
-    """The content of a system file; "" where there is none to read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    return limits.text(device / "vendor").strip() == _GOOGLE and not limits.text(
+        device / "class"
+    ).startswith(_DISK_AND_NETWORK)
 
 
 def _nvidia_gpus(nvidia_smi: str) -> tuple[tuple[str, ...], int | None]:
@@ -99,15 +92,8 @@ def _nvidia_gpus(nvidia_smi: str) -> tuple[tuple[str, ...], int | None]:
     return tuple(name.strip() for name, _, _ in cells), min(sizes) * _MIB if sizes else None
 
 
-def _total_memory(root: pathlib.Path) -> int | None:
-    for line in _text(root / "proc/meminfo").splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * _KIB
-    return None
-
-
 def _bfloat16_flags(root: pathlib.Path) -> tuple[str, ...]:
-    for line in _text(root / "proc/cpuinfo").splitlines():
+    for line in limits.text(root / "proc/cpuinfo").splitlines():
         if line.startswith("flags"):
             return tuple(flag for flag in BFLOAT16_FLAGS if flag in line.split())
     return ()

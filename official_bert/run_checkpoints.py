@@ -66,6 +66,7 @@ class RunCheckpoints(tf.train.CheckpointManager):
     ) -> None:
         self._model_dir, self._restored = model_dir, restored
         self._initialize = initialize
+        self._seen: list[str] = []
         self._strategy = tf.distribute.get_strategy()
         worker = cluster.this_worker(self._strategy)
         self._is_chief = worker.is_chief
@@ -91,6 +92,7 @@ class RunCheckpoints(tf.train.CheckpointManager):
           UserError: no checkpoint is whole, this worker does not see the chief's, or it is not of
             this config.
         """
+        self._seen = self._indices()
         prefix = checkpoints.newest_whole(self._model_dir) if self._is_chief else None
         step = _number(prefix) if prefix else _NONE
         step = cluster.of_the_chief(self._strategy, step)
@@ -112,6 +114,19 @@ class RunCheckpoints(tf.train.CheckpointManager):
         self._last_checkpoint_step = step
         self._forget_after(prefix)
         return prefix
+
+    def catch_up(self) -> None:
+        """Restores anew where another process saved or swept after this one restored.
+
+        For the process that has since taken the run's lock: one that replaces another may restore
+        while the other still saves its last step.
+        """
+        changed = self._is_chief and self._indices() != self._seen
+        if cluster.of_the_chief(self._strategy, int(changed)):
+            self.restore_or_initialize()
+
+    def _indices(self) -> list[str]:
+        return sorted(tf.io.gfile.glob(os.path.join(self._model_dir, "ckpt-*.index")))
 
     def _restore(self, prefix: str) -> None:
         if self._restored is not None:

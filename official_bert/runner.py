@@ -225,6 +225,7 @@ class _Run:
         # Restored or initialised: nothing that the user could have mistaken is left, so the
         # folder may be touched.
         with self.files.locked():
+            self.checkpoints.catch_up()
             self.checkpoints.tidy()
             before = self.files.begin(self.step, changes)
             limit = getattr(trainer, "max_skipped_steps", TrainerConfig.max_skipped_steps)

@@ -11,13 +11,12 @@ same command is run again.
 """
 
 import dataclasses
-import os
 import sys
 from collections.abc import Iterable, Sequence
 
 from absl import flags
 
-from tfrecords import command, hashing, pipeline, schema, stages, text_flags
+from tfrecords import command, hashing, limits, pipeline, schema, stages, text_flags
 from tfrecords.errors import UserError
 from tfrecords.manifest import Manifest
 from tfrecords.vocabulary import Vocabulary
@@ -65,7 +64,7 @@ flags.DEFINE_integer(
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_integer(
-    "num_processes", os.cpu_count() or 1, "Processes to work in.", lower_bound=1, flag_values=FLAGS
+    "num_processes", limits.cores(), "Processes to work in.", lower_bound=1, flag_values=FLAGS
 )
 flags.DEFINE_float(
     "eval_fraction", 0.0, "The share of documents held out as the split eval.",

@@ -12,7 +12,6 @@ import importlib.machinery
 import importlib.util
 import inspect
 import json
-import os
 import pathlib
 import sys
 import types
@@ -152,7 +151,7 @@ def table(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    os.cpu_count = lambda: _CORES
     sys.path.insert(0, str(ROOT))
     sys.meta_path.insert(0, _Finder())
+    importlib.import_module("tfrecords.limits").cores = lambda: _CORES
     json.dump(table(commands(sys.argv[1:])), sys.stdout)

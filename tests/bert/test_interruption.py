@@ -343,6 +343,31 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, with_dropout, whole)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+def test_what_an_ending_process_still_saves_is_gone_on_from(
+    tmp_path, with_dropout, whole, monkeypatch
+) -> None:
+    """It saves its last steps after its replacement restored, and before that has the lock."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    kept, *later = checkpoints.listed(str(run))
+    checkpoints.write_list(str(run), [kept])
+    for prefix in later:
+        for path in run.glob(f"{pathlib.Path(prefix).name}.*"):
+            path.unlink()
+    locked = run_files.RunFiles.locked
+
+    def locked_after_the_other(this: run_files.RunFiles):
+        shutil.copytree(whole, run, dirs_exist_ok=True)
+        return locked(this)
+
+    monkeypatch.setattr(run_files.RunFiles, "locked", locked_after_the_other)
+    trained = []
+    monkeypatch.setattr(run_files.RunFiles, "add_steps", lambda *args: trained.append(args))
+    assert runner.run(with_dropout(), str(run)).global_step == STEPS
+    assert not trained
+    assert_same_run(run, whole)
+
+
 @pytest.mark.parametrize(("has_begun", "code"), [(False, 2), (True, interruption.EXIT_FAILED)])
 def test_files_that_fail_in_the_middle_are_worth_another_start(
     has_begun: bool, code: int, capsys

@@ -1,5 +1,6 @@
 """What all commands share."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -90,3 +91,17 @@ def test_atomic_files(tmp_path: pathlib.Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
     with pytest.raises(FileNotFoundError, match="cannot read"):
         files.read_bytes(tmp_path / "absent")
+
+
+def test_content_is_on_the_disk_before_its_name(tmp_path, monkeypatch) -> None:
+    """Else a machine that loses its power keeps a name without its content."""
+    synced: list[tuple[int, list[str]]] = []
+    monkeypatch.setattr(
+        files.os,
+        "fsync",
+        lambda descriptor: synced.append((os.fstat(descriptor).st_size, os.listdir(tmp_path))),
+    )
+    files.write_bytes(tmp_path / "file", b"whole")
+    ((size, names),) = synced
+    assert size == len(b"whole")
+    assert len(names) == 1 and names[0].startswith(f"file{files.PARTIAL}")
