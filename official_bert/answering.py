@@ -9,7 +9,15 @@ import tensorflow as tf
 import tf_keras
 from official.nlp.tasks import question_answering
 
-from official_bert import checkpoints, prediction, squad, squad_answers, squad_task, starting_point
+from official_bert import (
+    checkpoints,
+    prediction,
+    squad,
+    squad_answers,
+    squad_rows,
+    squad_task,
+    starting_point,
+)
 from tfrecords.errors import UserError
 from tfrecords.vocabulary import Vocabulary
 
@@ -55,8 +63,8 @@ class QuestionAnswerer(prediction.Predictor):
         Vocabulary.load(data.vocab_file)
         self._precision = prediction.saved_precision(run)
         self._checkpoint = checkpoints.latest(run)
-        self._tokenizer = squad_task.tokenizer(data)
-        self._windows = squad_task.window_settings(data)
+        self._tokenizer = squad_rows.tokenizer(data)
+        self._windows = squad_rows.window_settings(data)
         self._answers = squad_task.answer_settings(self._config, data.version_2_with_negative)
         self._top_k, self._batch_size = top_k, batch_size
 

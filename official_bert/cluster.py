@@ -170,6 +170,13 @@ def this_worker(strategy: tf.distribute.Strategy) -> Worker:
     return Worker(index=before + int(resolver.task_id), count=sum(sizes))
 
 
+def input_pipelines(strategy: tf.distribute.Strategy) -> int:
+    """How many input pipelines share a global batch: one a worker, on a TPU one a host."""
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return int(strategy.extended.num_hosts)
+    return this_worker(strategy).count
+
+
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
     """Returns when every worker has come here; at once where there is one."""
     of_the_chief(strategy, 0)

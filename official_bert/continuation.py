@@ -6,7 +6,6 @@ had another rate than the new schedule would have given it: still on the plateau
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -17,14 +16,12 @@ import yaml
 from official.core import config_definitions
 
 import tfrecords
-from official_bert import checkpoints, configuration, optimization, run_folder
+from official_bert import checkpoints, configuration, optimization, run_data, run_folder
 from official_bert.input import TOKENIZER_CONFIG, PretrainDataConfig, kept_casing
 from tfrecords import files, schema
 from tfrecords.errors import UserError
 
 CHANGES = "changes.jsonl"
-DATA = "data.json"
-_HASH = "manifest_sha256"
 
 _SCHEDULE = "trainer.optimizer_config.learning_rate.warmup_constant_decay"
 _SECTIONS = (
@@ -33,7 +30,6 @@ _SECTIONS = (
     "task.init_checkpoint",
     "task.seed",
     "trainer.optimizer_config",
-    "runtime.num_workers",
 )
 # A run that damage has stopped may go on without the damaged records. Shards may be moved: what
 # they are is compared, not where.
@@ -52,7 +48,9 @@ _RECORDED = (
     "runtime.num_gpus",
     "runtime.distribution_strategy",
     "runtime.deterministic_ops",
+    "runtime.num_workers",
 )
+_WORKERS = "runtime.num_workers"
 _START, _VOCABULARY = "task.init_checkpoint", "task.train_data.vocab_file"
 _LENGTHS = tuple(
     f"{_SCHEDULE}.{name}"
@@ -76,7 +74,11 @@ class Change:
 
 
 def check(
-    params: config_definitions.ExperimentConfig, model_dir: str, mode: str
+    params: config_definitions.ExperimentConfig,
+    model_dir: str,
+    mode: str,
+    *,
+    repartition: bool = False,
 ) -> tuple[Change, ...]:
     """Refuses a `model_dir` that holds something else; evaluation asks for the model only.
 
@@ -84,6 +86,7 @@ def check(
       params: the config of the run about to start, completed.
       model_dir: its folder.
       mode: `train`, `eval` or `train_and_eval`.
+      repartition: whether pretraining may go on with another number of workers.
 
     Returns:
       The changes that are accepted; none where the folder holds no run yet.
@@ -96,6 +99,8 @@ def check(
         configuration.check_same_run(params, model_dir, ("task.model",))
         return ()
     check_begun(params, model_dir, _SECTIONS, but=(*_FREE, *_LENGTHS))
+    if not repartition:
+        _check_workers(params, model_dir)
     _check_shards(params, model_dir)
     _check_folder(params, model_dir)
     changes = tuple(
@@ -154,29 +159,32 @@ def _is_kept_vocabulary(now: str, model_dir: str) -> bool:
     return files.sha256(paths[0]) == files.sha256(paths[1])
 
 
-def _check_shards(params: config_definitions.ExperimentConfig, model_dir: str) -> None:
-    path = os.path.join(model_dir, DATA)
-    data = params.task.train_data
-    if not isinstance(data, PretrainDataConfig) or not tf.io.gfile.exists(path):
+def _check_workers(params: config_definitions.ExperimentConfig, model_dir: str) -> None:
+    """Refuses to deal pretraining's examples out anew; finetuning's order knows no workers."""
+    if not isinstance(params.task.train_data, PretrainDataConfig):
         return
-    before, now = _hash_in(path), shards_of(data)[_HASH]
+    for field, was, now in configuration.differences(params, model_dir, (_WORKERS,)):
+        raise UserError(
+            f"{model_dir} holds a different experiment: {field} was {was!r}, now {now!r}, and what "
+            f"was read of the epoch follows from their number; start {was!r} workers, or give "
+            "--repartition to go on with a new epoch"
+        )
+
+
+def _check_shards(params: config_definitions.ExperimentConfig, model_dir: str) -> None:
+    data = params.task.train_data
+    if not isinstance(data, PretrainDataConfig):
+        return
+    known = run_data.read(model_dir)
+    if known is None:
+        return
+    before, now = known.manifest_sha256, run_data.manifest_sha256(data)
     if before != now:
         raise UserError(
             f"{model_dir} holds a different experiment: the shards in {data.input_path} are not "
             f"those it was begun with (sha256 of manifest.json was {before[:12]}, is {now[:12]}); "
             "give task.train_data.input_path of those, or choose another --model_dir"
         )
-
-
-def _hash_in(path: str) -> str:
-    try:
-        found = json.loads(files.read_bytes(path))[_HASH]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} does not say which shards a run was begun with; restore it from a copy, or "
-            "choose another --model_dir"
-        ) from error
-    return str(found)
 
 
 def _check_folder(params: config_definitions.ExperimentConfig, model_dir: str) -> None:
@@ -186,7 +194,7 @@ def _check_folder(params: config_definitions.ExperimentConfig, model_dir: str) -
         return
 
     def is_early(name: str) -> bool:
-        if name == DATA:  # compared before
+        if name == run_data.FILE:  # compared before
             return True
         manifest = tfrecords.Manifest.load(data.input_path)
         path = os.path.join(model_dir, name)
@@ -196,18 +204,6 @@ def _check_folder(params: config_definitions.ExperimentConfig, model_dir: str) -
         return name == TOKENIZER_CONFIG and kept_casing(model_dir) == casing
 
     run_folder.check(model_dir, is_early)
-
-
-def shards_of(data: PretrainDataConfig) -> dict[str, str]:
-    """What `DATA` holds: the hash of the manifest, which has the hash of every shard."""
-    path = os.path.join(data.input_path, schema.MANIFEST_FILE)
-    return {_HASH: files.sha256(path)}
-
-
-def keep_shards(data: PretrainDataConfig, model_dir: str) -> None:
-    """Writes down which shards a run was begun with."""
-    text = json.dumps(shards_of(data)) + "\n"
-    files.write_text(os.path.join(model_dir, DATA), text)
 
 
 def _check_rates_used(

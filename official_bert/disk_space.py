@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 
 import tensorflow as tf
 from official.core import config_definitions
@@ -30,6 +31,25 @@ def problem(model_dir: str, free: int | None, size: int | None, kept: int) -> st
         f"the disk of {model_dir} has {estimates.in_words(free)} free, a checkpoint takes about "
         f"{estimates.in_words(size)}; expected room for {needed} more: free some, or choose "
         "another --model_dir"
+    )
+
+
+def own_problem(params: config_definitions.ExperimentConfig) -> str | None:
+    """Why the folder of temporary files is too small for a worker that is not the chief.
+
+    Every worker takes part in a save, and all but the chief delete what they wrote at once.
+
+    Args:
+      params: the run's config.
+    """
+    folder = tempfile.gettempdir()
+    free, size = free_bytes(folder), checkpoint_bytes(params)
+    if free is None or not size or free >= size:
+        return None
+    return (
+        f"the disk of {folder} has {estimates.in_words(free)} free, and a worker that is not the "
+        f"first writes a checkpoint of about {estimates.in_words(size)} there, which it deletes at "
+        "once: free some, or name another folder in TMPDIR"
     )
 
 

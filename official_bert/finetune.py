@@ -20,6 +20,7 @@ With --seeds or --learning_rates every run has a folder of its own in --model_di
 """
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -41,6 +42,7 @@ from official_bert import (
     guard,
     interruption,
     squad,
+    squad_rows,
     squad_run,
     squad_task,
     sweep,
@@ -183,17 +185,17 @@ def _task(
             if not flag_values[name].value:
                 raise UserError(f"--task={SQUAD} needs --{name}; give it")
         chosen = from_flags(squad_run.SquadSettings, flag_values)
-        module: Any = squad_run
+        run_once: Any = functools.partial(squad_run.run, cut=squad_rows.Cutter())
         score: Callable[[Metrics], float] = lambda metrics: metrics[squad.F1]  # noqa: E731
     else:
         chosen = from_flags(classification_run.ClassificationSettings, flag_values)
-        module = classification_run
+        run_once = classification_run.run
         score = lambda metrics: classification_run.main_score(chosen, metrics)  # noqa: E731
 
     def run(
         settings: finetune_plan.Settings, strategy: tf.distribute.Strategy | None = None
     ) -> Metrics:
-        return module.run(settings, chosen, stop, strategy)
+        return run_once(settings, chosen, stop, strategy)
 
     return chosen, run, score
 

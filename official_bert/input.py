@@ -59,7 +59,12 @@ class PretrainDataLoader(data_loader.DataLoader):
         self._params = params
 
     def load(
-        self, input_context: tf.distribute.InputContext | None = None, start_step: int = 0
+        self,
+        input_context: tf.distribute.InputContext | None = None,
+        start_step: int = 0,
+        *,
+        first_step: int = 0,
+        first_epoch: int = 0,
     ) -> tf.data.Dataset:
         """A dataset of this pipeline's batches.
 
@@ -67,6 +72,8 @@ class PretrainDataLoader(data_loader.DataLoader):
           input_context: which pipeline of how many this is; None means the only one.
           start_step: batches consumed before, by this run or an earlier one: the position in
             the data is a step number and nothing else.
+          first_step: as in `tfrecords.read`.
+          first_epoch: likewise.
         """
         params = self._params
         return tfrecords.read(
@@ -77,6 +84,8 @@ class PretrainDataLoader(data_loader.DataLoader):
             input_context=input_context,
             seed=params.seed,
             start_step=start_step,
+            first_step=first_step,
+            first_epoch=first_epoch,
             training=params.is_training,
             on_corrupt=params.on_corrupt,
             corrupt_budget=params.corrupt_budget,

@@ -80,7 +80,7 @@ def _switch(name: str, words: str) -> None:
 _string(
     "model", "large", f"Model: one of {', '.join(plan_recipe.SIZES)}, a packaged recipe, or a file."
 )
-_count("vocab_size", None, "Entries of the vocabulary of a size; unset: the shards', or BERT's.")
+_count("vocab_size", None, "Entries of the vocabulary; unset: a recipe's, the shards', or BERT's.")
 _string("optimizer", None, "lans or lamb; unset: the recipe's, or lans.")
 _each("seq_lengths", "128", "Tokens of a row: one length, or two for two phases.")
 _each("batch", "", "Target batch: examples of a step over all devices.")
@@ -234,10 +234,12 @@ def plan(flag_values: flags.FlagValues) -> tuple[list[Planned], Cluster]:
     cluster = find_cluster(flag_values)
     cuts = find_cuts(flag_values, cluster, count)
     examples, manifest = corpus(flag_values, seq_lengths)
-    vocab_size = flag_values.vocab_size
-    if vocab_size is None and manifest is not None:
-        vocab_size = manifest.vocab_size
-    base = plan_recipe.find_model(flag_values.model, vocab_size, max(seq_lengths))
+    base = plan_recipe.find_model(
+        flag_values.model,
+        flag_values.vocab_size,
+        max(seq_lengths),
+        otherwise=manifest.vocab_size if manifest else plan_recipe.VOCAB_SIZE,
+    )
     optimizer = flag_values.optimizer or plan_recipe.optimizer_of(base)
     starts = references(flag_values, optimizer, seq_lengths)
     epochs = per_phase(flag_values, "epochs", float, count)

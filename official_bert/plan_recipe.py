@@ -61,19 +61,22 @@ def sized(name: str, vocab_size: int, positions: int) -> Recipe:
     return {"task": {"model": model}}
 
 
-def find_model(name: str, vocab_size: int | None, positions: int) -> Recipe:
+def find_model(
+    name: str, vocab_size: int | None, positions: int, otherwise: int = VOCAB_SIZE
+) -> Recipe:
     """The recipe that a plan changes: a size, a packaged recipe or a file.
 
     Args:
         name: `--model`.
-        vocab_size: for a size; None for BERT's.
+        vocab_size: of the model; None for what a recipe says.
         positions: tokens of the longest row.
+        otherwise: the vocabulary of a size where `vocab_size` is None.
 
     Raises:
         UserError: there is no such size or file, or it is no recipe.
     """
     if name in SIZES:
-        return sized(name, vocab_size or VOCAB_SIZE, positions)
+        return sized(name, vocab_size or otherwise, positions)
     path = configuration.find_config(name)
     try:
         found = yaml.safe_load(files.read_bytes(path))
@@ -86,7 +89,11 @@ def find_model(name: str, vocab_size: int | None, positions: int) -> Recipe:
         raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise UserError(f"{name} holds no field: value pairs; expected a recipe")
-    return found
+    if vocab_size is None:
+        return found
+    kind = _at(found, "task", "model", "encoder").get("type", "bert")
+    encoder = {"type": kind, kind: {"vocab_size": vocab_size}}
+    return _merged(found, {"task": {"model": {"encoder": encoder}}})
 
 
 def optimizer_of(base: Recipe) -> str:

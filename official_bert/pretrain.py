@@ -28,6 +28,7 @@ from official_bert import (
     experiments,
     interruption,
     preflight,
+    run_data,
     runner,
 )
 from official_bert.pretraining_task import with_heads_of_data
@@ -48,6 +49,7 @@ flags.DEFINE_string(
     "params_override", "", "As in official_bert.train; applies to both phases.", flag_values=FLAGS
 )
 
+run_data.define_flags(FLAGS)
 interruption.define_flags(FLAGS)
 
 
@@ -76,12 +78,14 @@ def body(flag_values: flags.FlagValues, stop: interruption.StopRequest) -> None:
     _check_models(*phases)
     # Before anything is computed: TensorFlow wants a strategy over several workers first of all.
     strategy = devices.build_strategy(phases[0].runtime)
-    workers, replicas = cluster.this_worker(strategy).count, strategy.num_replicas_in_sync
+    workers, replicas = cluster.input_pipelines(strategy), strategy.num_replicas_in_sync
     phases[1] = phases[1].replace(task=phases[1].task.replace(init_checkpoint=folders[0]))
     for params, folder in zip(phases, folders, strict=True):
         preflight.check_batches(params, "train_and_eval", workers=workers, replicas=replicas)
-        runner.check_model_dir(params, folder, strategy=strategy)
-    _run_phases(phases, folders, strategy, stop)
+        runner.check_model_dir(
+            params, folder, strategy=strategy, repartition=flag_values.repartition
+        )
+    _run_phases(phases, folders, strategy, stop, repartition=flag_values.repartition)
 
 
 def _check_runtime(
@@ -133,10 +137,17 @@ def _run_phases(
     folders: Sequence[str],
     strategy: tf.distribute.Strategy,
     stop: interruption.StopRequest,
+    *,
+    repartition: bool,
 ) -> None:
     for number, (params, folder) in enumerate(zip(phases, folders, strict=True), start=1):
         result = runner.run(
-            params, folder, description=f"phase {number}", strategy=strategy, stop=stop
+            params,
+            folder,
+            description=f"phase {number}",
+            strategy=strategy,
+            stop=stop,
+            repartition=repartition,
         )
         values = "  ".join(f"{name} {value:.4f}" for name, value in result.evaluation.items())
         if cluster.this_worker(strategy).is_chief:

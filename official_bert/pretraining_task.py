@@ -15,7 +15,7 @@ from official.nlp.configs import bert, encoders
 from official.nlp.tasks import masked_lm
 
 import tfrecords
-from official_bert import checkpoints, global_batch
+from official_bert import checkpoints, global_batch, run_data
 from official_bert.input import PretrainDataConfig, PretrainDataLoader, replica_batches
 from tfrecords.errors import UserError
 
@@ -182,9 +182,11 @@ class LargeBatchPretrainTask(masked_lm.MaskedLMTask):
 
     Attributes:
       step_settings: how the step is carried out; the runner sets it from `runtime`.
+      partition: where the epochs of training are counted from; the runner sets it.
     """
 
     step_settings = global_batch.StepSettings()
+    partition = run_data.Partition()
 
     def build_inputs(
         self,
@@ -197,7 +199,10 @@ class LargeBatchPretrainTask(masked_lm.MaskedLMTask):
         A worker's batch is cut into consecutive runs of `global_batch_size / replicas` rows, one
         for each of its replicas, as `tf.distribute` expects of a dataset function.
         """
-        dataset = PretrainDataLoader(params).load(input_context, start_step)
+        begin = self.partition if params.is_training else run_data.Partition()
+        dataset = PretrainDataLoader(params).load(
+            input_context, start_step, first_step=begin.step, first_epoch=begin.epoch
+        )
         return replica_batches(dataset, params.global_batch_size, input_context, params.is_training)
 
     def build_model(self, params: bert.PretrainerConfig | None = None) -> tf_keras.Model:

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 from official.core import config_definitions
 
-from official_bert import configuration, continuation, metrics_log
+from official_bert import configuration, continuation, metrics_log, run_data
 from official_bert.input import PretrainDataConfig, keep_tokenization
 from tfrecords import files
 
@@ -63,12 +63,18 @@ class RunFiles:
         with files.lock(self._path(".lock")):
             yield
 
-    def begin(self, step: int, changes: Sequence[continuation.Change]) -> list[dict[str, Any]]:
+    def begin(
+        self,
+        step: int,
+        changes: Sequence[continuation.Change],
+        partitions: Sequence[run_data.Partition] = (),
+    ) -> list[dict[str, Any]]:
         """Settles the folder at the restored step.
 
         Args:
           step: steps done.
           changes: what is different from the run so far.
+          partitions: who has shared the epochs of pretraining.
 
         Returns:
           The rows of `metrics.jsonl` up to `step`.
@@ -79,9 +85,13 @@ class RunFiles:
             return before
         # Before the config that no longer shows them, should this process be killed between.
         self._record(continuation.as_rows(tuple(changes), step))
-        if isinstance(self.params.task.train_data, PretrainDataConfig):
-            continuation.keep_shards(self.params.task.train_data, self.model_dir)
-            keep_tokenization(self.params.task.train_data, self.model_dir)
+        data = self.params.task.train_data
+        if isinstance(data, PretrainDataConfig):
+            known = run_data.RunData(
+                manifest_sha256=run_data.manifest_sha256(data), partitions=tuple(partitions)
+            )
+            run_data.write(self.model_dir, known)
+            keep_tokenization(data, self.model_dir)
         configuration.save(self.params, self.model_dir)
         files.remove_partial(self.model_dir)
         for log in (self.metrics, self.evaluations, self.speed):

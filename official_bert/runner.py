@@ -26,6 +26,7 @@ from official_bert import (
     cluster,
     continuation,
     devices,
+    disk_space,
     dropout,
     guard,
     interruption,
@@ -34,8 +35,10 @@ from official_bert import (
     optimization,
     preflight,
     ranges,
+    run_data,
 )
 from official_bert.global_batch import StepSettings
+from official_bert.input import PretrainDataConfig
 from official_bert.pretraining_task import with_heads_of_data
 from official_bert.run_checkpoints import RunCheckpoints
 from official_bert.run_files import TRAIN_SUMMARIES, RunFiles
@@ -69,6 +72,7 @@ def run(
     task: base_task.Task | None = None,
     strategy: tf.distribute.Strategy | None = None,
     stop: interruption.StopRequest | None = None,
+    repartition: bool = False,
 ) -> RunResult:
     """Runs an experiment from where `model_dir` stands to `trainer.train_steps`.
 
@@ -83,6 +87,8 @@ def run(
       strategy: of `devices.build_strategy`, for a process that runs several phases; built from
         `params.runtime` when None.
       stop: ends the run at a step boundary.
+      repartition: whether pretraining goes on with another number of workers, which ends the epoch
+        that was begun and begins another.
 
     Raises:
       UserError: the mode, a batch or a device does not fit, `model_dir` holds another run, a
@@ -95,10 +101,13 @@ def run(
         raise UserError(problem)
     strategy = strategy or devices.build_strategy(params.runtime)
     params = _completed(params, mode, strategy)
-    changes = continuation.check(params, model_dir, mode)
+    changes = continuation.check(params, model_dir, mode, repartition=repartition)
     performance.set_mixed_precision_policy(params.runtime.mixed_precision_dtype or "float32")
-    workers, replicas = cluster.this_worker(strategy), strategy.num_replicas_in_sync
-    preflight.check_batches(params, mode, workers=workers.count, replicas=replicas)
+    pipelines, replicas = cluster.input_pipelines(strategy), strategy.num_replicas_in_sync
+    preflight.check_batches(params, mode, workers=pipelines, replicas=replicas)
+    is_chief = cluster.this_worker(strategy).is_chief
+    if "train" in mode and not is_chief and (full := disk_space.own_problem(params)):
+        raise UserError(full)
     tf_keras.utils.set_random_seed(params.task.seed)
     interruption.beat()
     stop = stop or interruption.StopRequest()
@@ -141,13 +150,16 @@ def check_model_dir(
     model_dir: str,
     mode: str = "train_and_eval",
     strategy: tf.distribute.Strategy | None = None,
+    *,
+    repartition: bool = False,
 ) -> None:
     """Refuses a `model_dir` that holds something else; evaluation asks for the model only.
 
     Raises:
       UserError: naming the first field that differs.
     """
-    continuation.check(_completed(params, mode, strategy), model_dir, mode)
+    params = _completed(params, mode, strategy)
+    continuation.check(params, model_dir, mode, repartition=repartition)
 
 
 def _completed(
@@ -160,7 +172,7 @@ def _completed(
     if not hasattr(params.runtime, "num_workers"):
         return params
     strategy = strategy or tf.distribute.get_strategy()
-    workers = cluster.this_worker(strategy).count
+    workers = cluster.input_pipelines(strategy)
     return params.replace(runtime=params.runtime.replace(num_workers=workers))
 
 
@@ -227,13 +239,26 @@ class _Run:
         with self.files.locked():
             self.checkpoints.catch_up()
             self.checkpoints.tidy()
-            before = self.files.begin(self.step, changes)
+            before = self.files.begin(self.step, changes, self._partitions())
             limit = getattr(trainer, "max_skipped_steps", TrainerConfig.max_skipped_steps)
             self.guard = guard.SkippedStepsGuard(limit, before)
             self._train()
             if self.files.writes:
                 model_card.write(self.model_dir, self.params)
         return RunResult(global_step=self.step, evaluation=self.evaluation)
+
+    def _partitions(self) -> tuple[run_data.Partition, ...]:
+        """Who has shared the epochs of pretraining; the task is told where they begin."""
+        data, trainer = self.params.task.train_data, self.trainer
+        if not isinstance(data, PretrainDataConfig):
+            return ()
+        known: tuple[run_data.Partition, ...] = (run_data.Partition(),)
+        if self.files.writes:
+            steps_left = self.params.trainer.train_steps - self.step
+            workers = cluster.input_pipelines(trainer.strategy)
+            known = run_data.settle(data, self.model_dir, self.step, workers, steps_left)
+        trainer.task.partition = run_data.of_the_chief(trainer.strategy, known[-1])
+        return known
 
     def _train(self) -> None:
         trainer = self.params.trainer

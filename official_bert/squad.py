@@ -6,6 +6,7 @@ checked, a tokenizer that remembers words, and arrays instead of files.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import tempfile
@@ -39,6 +40,7 @@ class Squad:
         articles: its `data`, as the official scorers take it.
         num_questions: the questions in it.
         version_2: whether it is SQuAD v2.0, where a question may have no answer.
+        sha256: of the file, in hexadecimal; "" where there is none.
         mismatches: ids of the questions with an answer that does not stand in the context at its
             `answer_start`.
     """
@@ -47,6 +49,7 @@ class Squad:
     articles: list[dict[str, Any]]
     num_questions: int
     version_2: bool = False
+    sha256: str = ""
     mismatches: tuple[str, ...] = ()
 
     @classmethod
@@ -67,7 +70,8 @@ class Squad:
         """
         name = os.fspath(path)
         try:
-            document = json.loads(files.read_bytes(name))
+            content = files.read_bytes(name)
+            document = json.loads(content)
         except FileNotFoundError as error:
             raise UserError(f"no SQuAD file at {name}; give the path of a JSON file") from error
         except ValueError as error:
@@ -85,6 +89,7 @@ class Squad:
             articles=articles,
             num_questions=len(found),
             version_2=version_2,
+            sha256=hashlib.sha256(content).hexdigest(),
             mismatches=tuple(
                 question["id"]
                 for context, question, _ in found

@@ -16,6 +16,7 @@ from official_bert import (
     preflight,
     runner,
     squad,
+    squad_rows,
     squad_task,
     starting_point,
 )
@@ -104,6 +105,7 @@ def run(
     squad_settings: SquadSettings,
     stop: interruption.StopRequest,
     strategy: tf.distribute.Strategy | None = None,
+    cut: squad_rows.Cutter | None = None,
 ) -> dict[str, float]:
     """Finetunes and evaluates.
 
@@ -112,6 +114,7 @@ def run(
         squad_settings: of this one.
         stop: ends the run at a step boundary.
         strategy: for a process with several runs; built from the settings when None.
+        cut: turns files into rows; shared by a process's runs, once for all of them.
 
     Returns:
         `exact_match` and `f1` in percent and, of SQuAD v2.0, what else `squad_answers.score` has.
@@ -136,7 +139,7 @@ def run(
     preflight.check_batches(
         planned,
         "train_and_eval",
-        workers=worker.count,
+        workers=cluster.input_pipelines(strategy),
         replicas=strategy.num_replicas_in_sync,
     )
 
@@ -148,11 +151,10 @@ def run(
         task_config,
         logging_dir=settings.model_dir,
         loaded=loaded,
+        cut=cut,
         keep=keep if worker.is_chief else None,
     )
-    params = finetune_plan.experiment(
-        settings, task_config, settings.steps(len(task.train_windows))
-    )
+    params = finetune_plan.experiment(settings, task_config, settings.steps(len(task.rows.train)))
     if worker.is_chief:
         _report_mismatches(task)
     result = runner.run(
@@ -175,7 +177,7 @@ def _check_threshold(squad_settings: SquadSettings, version_2: bool) -> None:
 
 def _report_mismatches(task: squad_task.SquadTask) -> None:
     for path, identifiers, fate in (
-        (task.train_squad.path, task.skipped, "left out"),
+        (task.train_squad.path, task.rows.skipped, "left out"),
         (task.dev_squad.path, task.dev_squad.mismatches, "scored by their text all the same"),
     ):
         if identifiers:

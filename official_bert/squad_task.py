@@ -18,7 +18,15 @@ from official.core import task_factory
 from official.nlp.data import question_answering_dataloader
 from official.nlp.tasks import question_answering
 
-from official_bert import checkpoints, cluster, global_batch, packed_rows, squad, squad_answers
+from official_bert import (
+    checkpoints,
+    cluster,
+    global_batch,
+    packed_rows,
+    squad,
+    squad_answers,
+    squad_rows,
+)
 from official_bert.input import replica_batches
 from tfrecords import files
 
@@ -137,6 +145,7 @@ class SquadTask(question_answering.QuestionAnsweringTask):
             `eval_metrics.json` and, of SQuAD v2.0, `null_odds.json` after every evaluation; None
             writes nothing.
         loaded: both files, where the caller has read them already.
+        cut: turns them into rows; one that several runs share does so once.
         keep: called once the weights to start from are restored, before the first step.
 
     Attributes:
@@ -154,26 +163,24 @@ class SquadTask(question_answering.QuestionAnsweringTask):
         logging_dir: str | None = None,
         name: str | None = None,
         loaded: tuple[squad.Squad, squad.Squad] | None = None,
+        cut: squad_rows.Cutter | None = None,
         keep: Callable[[], None] | None = None,
     ) -> None:
         self._keep = keep
-        # Before the superclass reads the dev file, so that a bad train file is told at once.
-        self.train_squad, self.dev_squad = loaded or squad.load_pair(
+        pair = loaded or squad.load_pair(
             params.train_data.input_path, params.validation_data.input_path, params.strict
         )
-        self.train_windows, self.skipped = squad.train_windows(
-            self.train_squad, tokenizer(params.train_data), window_settings(params.train_data)
-        )
+        self.train_squad, self.dev_squad = pair
+        cut = cut or squad_rows.Cutter()
+        self.rows = cut(pair, params.train_data, params.validation_data)
         super().__init__(params, logging_dir, name=name)
 
     def _preprocess_eval_data(
         self, params: question_answering_dataloader.QADataConfig
     ) -> tuple[str, list[Any], list[Any]]:
         """Model Garden's hook; the rows stay in memory, so there is no file to name."""
-        self.dev_windows, examples, features = squad.dev_windows(
-            self.dev_squad, tokenizer(params), window_settings(params)
-        )
-        return "", examples, features
+        del params
+        return "", self.rows.examples, self.rows.features
 
     def build_inputs(
         self,
@@ -189,10 +196,10 @@ class SquadTask(question_answering.QuestionAnsweringTask):
         size = params.global_batch_size
         if params.is_training:
             dataset = batches(
-                self.train_windows, size, seed=params.seed or 0, start_step=start_step, **place
+                self.rows.train, size, seed=params.seed or 0, start_step=start_step, **place
             )
         else:
-            dataset = evaluation_batches(self.dev_windows, size, **place)
+            dataset = evaluation_batches(self.rows.dev, size, **place)
         return replica_batches(dataset, size, input_context, params.is_training)
 
     def initialize(self, model: tf_keras.Model) -> None:
@@ -324,20 +331,6 @@ class SquadTask(question_answering.QuestionAnsweringTask):
     def _write(self, name: str, content: Any) -> None:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         files.write_text(os.path.join(self.logging_dir, name), text)
-
-
-def tokenizer(params: question_answering_dataloader.QADataConfig) -> squad.Tokenizer:
-    """The tokenizer that a data config describes."""
-    return squad.Tokenizer(params.vocab_file, params.do_lower_case)
-
-
-def window_settings(params: question_answering_dataloader.QADataConfig) -> squad.WindowSettings:
-    """The windows that a data config describes."""
-    return squad.WindowSettings(
-        seq_length=params.seq_length,
-        doc_stride=params.doc_stride,
-        query_length=params.query_length,
-    )
 
 
 def answer_settings(config: SquadConfig, version_2: bool) -> squad_answers.AnswerSettings:

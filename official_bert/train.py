@@ -24,6 +24,7 @@ from official_bert import (
     experiments,
     interruption,
     preflight,
+    run_data,
     runner,
 )
 
@@ -33,6 +34,7 @@ flags.DEFINE_enum("mode", "train_and_eval", runner.MODES, "What to run.", flag_v
 flags.DEFINE_string(
     "model_dir", None, "Folder of the run.", required=True, flag_values=FLAGS
 )  # fmt: skip
+run_data.define_flags(FLAGS)
 interruption.define_flags(FLAGS)
 
 
@@ -47,7 +49,14 @@ def body(flag_values: flags.FlagValues, stop: interruption.StopRequest) -> None:
     # Before anything is computed: TensorFlow wants a strategy over several workers first of all.
     strategy = devices.build_strategy(params.runtime)
     worker = cluster.this_worker(strategy)
-    result = runner.run(params, model_dir, mode, strategy=strategy, stop=stop)
+    result = runner.run(
+        params,
+        model_dir,
+        mode,
+        strategy=strategy,
+        stop=stop,
+        repartition=flag_values.repartition,
+    )
     if not worker.is_chief:
         return
     print(f"{model_dir}: step {result.global_step}")

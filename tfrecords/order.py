@@ -33,6 +33,7 @@ class Order:
         worker_index: the worker.
         batch_size: its batch.
         seed: of the order.
+        first_epoch: the number of the epoch that step 0 begins.
 
     Raises:
         UserError: the worker has fewer examples than a batch.
@@ -43,6 +44,7 @@ class Order:
     worker_index: int
     batch_size: int
     seed: int
+    first_epoch: int = 0
 
     def __post_init__(self) -> None:
         if self.epoch_size < self.batch_size:
@@ -65,9 +67,11 @@ class Order:
             are of that epoch, at the indices `records` of the k shards laid end to end.
         """
         epoch, skip = divmod(start_step * self.batch_size, self.epoch_size)
-        if len(self.shards) == 1 or min(self.counts) < self.batch_size:
-            return self._by_index(epoch, skip)
-        return self._one_by_one(epoch, skip)
+        by_index = len(self.shards) == 1 or min(self.counts) < self.batch_size
+        pieces = (self._by_index if by_index else self._one_by_one)(epoch, skip)
+        return pieces.map(lambda number, *examples: (number + self.first_epoch, *examples))
+
+    # Below, epochs are counted from `first_epoch`; what is drawn goes by their own numbers.
 
     def _one_by_one(self, epoch: int, skip: int) -> tf.data.Dataset:
         """A piece a shard: a batch between two epochs sees one shard of each, never the same."""
@@ -135,6 +139,7 @@ class Order:
         return epochs.skip(epoch).enumerate().flat_map(cut)
 
     def _record_bits(self, epoch: tf.Tensor, shard: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
+        epoch += self.first_epoch
         return hashing.mix_tensors(self.seed, epoch, shard, _RECORD_ORDER, records)
 
     def _shard_order(self, epoch: tf.Tensor) -> tf.Tensor:
@@ -149,6 +154,7 @@ class Order:
         return tf.where(repeats, swapped, order)
 
     def _drawn_order(self, epoch: tf.Tensor) -> tf.Tensor:
+        epoch += self.first_epoch
         indices = tf.range(len(self.shards), dtype=tf.int64)
         bits = hashing.mix_tensors(self.seed, epoch, self.worker_index, _SHARD_ORDER, indices)
         return hashing.order_of(bits)

@@ -44,6 +44,8 @@ def read(
     input_context: tf.distribute.InputContext | None = None,
     seed: int = 0,
     start_step: int = 0,
+    first_step: int = 0,
+    first_epoch: int = 0,
     training: bool | None = None,
     on_corrupt: str = RAISE,
     corrupt_budget: int = 0,
@@ -71,6 +73,10 @@ def read(
         seed: of the order, and of the masks of dynamic records.
         start_step: the first batch is that of step `start_step` + 1, the next after `start_step`
             were consumed.
+        first_step: a step, `start_step` or one before it, with which an epoch begins, whatever was
+            left of the one before: where another number of workers took over.
+        first_epoch: the number of that epoch, which the orders and masks of earlier ones are not
+            drawn by.
         training: whether to read on without end, in permuted order; otherwise one pass in stored
             order, the same number of batches for every worker, the last filled up with rows of
             zeros. None means true for the split "train".
@@ -108,9 +114,16 @@ def read(
         raise UserError(f"features is {features!r}; expected {choices}")
     if on_corrupt not in (RAISE, SKIP):
         raise UserError(f"on_corrupt is {on_corrupt!r}; expected {RAISE!r} or {SKIP!r}")
-    for name, value in (("start_step", start_step), ("corrupt_budget", corrupt_budget)):
+    for name, value in {
+        "start_step": start_step,
+        "first_step": first_step,
+        "first_epoch": first_epoch,
+        "corrupt_budget": corrupt_budget,
+    }.items():
         if value < 0:
             raise UserError(f"{name} is {value}; expected 0 or more")
+    if start_step < first_step:
+        raise UserError(f"start_step is {start_step}; expected first_step, {first_step}, or more")
     if input_context is not None:
         num_workers = input_context.num_input_pipelines
         worker_index = input_context.input_pipeline_id
@@ -138,8 +151,8 @@ def read(
         budget=corrupt_budget if on_corrupt == SKIP else None,
     )
     if split == schema.TRAIN if training is None else training:
-        return reading.endless(seed, start_step)
-    return reading.one_pass(start_step)
+        return reading.endless(seed, start_step - first_step, first_epoch)
+    return reading.one_pass(start_step - first_step)
 
 
 def user_error(error: tf.errors.OpError) -> UserError | None:
@@ -189,14 +202,15 @@ class _Reading:
         )
         self._counts = [shards[number].examples for number in self._shards]
 
-    def endless(self, seed: int, start_step: int) -> tf.data.Dataset:
-        """Epoch after epoch in permuted order."""
+    def endless(self, seed: int, start_step: int, first_epoch: int) -> tf.data.Dataset:
+        """Epoch after epoch in permuted order, from `first_epoch` at step 0 on."""
         order = Order(
             shards=self._shards,
             counts=self._counts,
             worker_index=self._worker_index,
             batch_size=self._batch_size,
             seed=seed,
+            first_epoch=first_epoch,
         )
         records = order.pieces(start_step).map(self._loader.load).prefetch(1)
         return self._parsed(self._batched(records), tf.data.INFINITE_CARDINALITY)

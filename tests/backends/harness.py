@@ -17,8 +17,6 @@ BACKEND = keras.backend.backend()
 MODES = {"jax": ("eager", "jit"), "torch": ("eager",)}[BACKEND]
 ALGORITHMS = {"LANS": "lans", "LAMB": "lamb", "BlockNormalizedAdamW": "block_normalized_adamw"}
 RATE = float(np.float32(0.01))  # Keras stores the rate in float32
-# 50 float32 steps of relative rounding 6e-8, amplified by the ratios and the moments' history.
-FLOAT32_TOLERANCE = 2e-4
 
 only_jax = pytest.mark.skipif(BACKEND != "jax", reason=f"{BACKEND} has no such thing, JAX has")
 each_mode = pytest.mark.parametrize("mode", MODES)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from unittest import mock
 
 import pytest
 import tensorflow as tf
@@ -93,5 +94,15 @@ def test_another_number_of_workers_is_another_run(tmp_path, tiny) -> None:
     params = tiny()
     two = params.replace(runtime=params.runtime.replace(num_workers=2))
     configuration.save(two, str(tmp_path))
-    with pytest.raises(UserError, match="runtime.num_workers was 2, now 1"):
+    with pytest.raises(UserError, match="runtime.num_workers was 2, now 1, .* give --repartition"):
         runner.check_model_dir(params, str(tmp_path))
+    runner.check_model_dir(params, str(tmp_path), repartition=True)
+    runner.check_model_dir(params, str(tmp_path), "eval")
+
+
+def test_each_host_of_a_tpu_has_an_input_pipeline() -> None:
+    """A stand-in for a slice of four hosts, whose process is the only worker."""
+    strategy = mock.Mock(spec=tf.distribute.TPUStrategy)
+    strategy.extended.num_hosts = 4
+    assert cluster.input_pipelines(strategy) == 4
+    assert cluster.input_pipelines(tf.distribute.get_strategy()) == 1

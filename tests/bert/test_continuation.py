@@ -12,6 +12,7 @@ from official_bert import (
     continuation,
     metrics_log,
     run_checkpoints,
+    run_data,
     run_files,
     runner,
     starting_point,
@@ -128,7 +129,7 @@ def test_what_lies_beside_a_run_before_it_begins_is_no_obstacle(tmp_path, tiny) 
     params = tiny()
     continuation.check(params, str(tmp_path), "train")
     begun = run_files.RunFiles(params, str(tmp_path), writes=True)
-    begun.begin(0, ())
+    begun.begin(0, (), (run_data.Partition(),))
     (tmp_path / "params.yaml").rename(tmp_path / "params.yaml.partial-0")
     assert (tmp_path / "data.json").exists() and (tmp_path / "vocab.txt").exists()
     continuation.check(params, str(tmp_path), "train")
@@ -137,7 +138,7 @@ def test_what_lies_beside_a_run_before_it_begins_is_no_obstacle(tmp_path, tiny) 
 def test_a_begun_run_whose_records_are_damaged_is_one_line(tmp_path, tiny) -> None:
     params = tiny()
     configuration.save(params, str(tmp_path))
-    (tmp_path / continuation.DATA).write_text("{}")
+    (tmp_path / run_data.FILE).write_text("{}")
     with pytest.raises(UserError, match="data.json does not say which shards"):
         continuation.check(params, str(tmp_path), "train")
 

@@ -64,6 +64,16 @@ def assert_same_run(model_dir: pathlib.Path, whole: pathlib.Path) -> None:
         assert found[name].tobytes() == value.tobytes(), name
 
 
+def keep_oldest(model_dir: pathlib.Path, count: int) -> list[int]:
+    """Leaves the first checkpoints of a run, as a kill would have; their steps."""
+    found = checkpoints.listed(str(model_dir))
+    checkpoints.write_list(str(model_dir), found[:count])
+    for prefix in found[count:]:
+        for path in model_dir.glob(f"{pathlib.Path(prefix).name}.*"):
+            path.unlink()
+    return [int(prefix.rpartition("-")[2]) for prefix in found[:count]]
+
+
 def arguments(model_dir: pathlib.Path, tiny_arguments, *overrides: str) -> list[str]:
     config_file, data = tiny_arguments
     bert = "task.model.encoder.bert"
@@ -349,11 +359,7 @@ def test_what_an_ending_process_still_saves_is_gone_on_from(
     """It saves its last steps after its replacement restored, and before that has the lock."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    kept, *later = checkpoints.listed(str(run))
-    checkpoints.write_list(str(run), [kept])
-    for prefix in later:
-        for path in run.glob(f"{pathlib.Path(prefix).name}.*"):
-            path.unlink()
+    keep_oldest(run, 1)
     locked = run_files.RunFiles.locked
 
     def locked_after_the_other(this: run_files.RunFiles):

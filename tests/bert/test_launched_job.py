@@ -1,9 +1,11 @@
 """The launcher with real workers: one is killed, and the result is that of an undisturbed job."""
 
 import json
+import logging
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +15,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from official_bert import interruption, metrics_log, runner
-from tests.bert.test_interruption import arguments, assert_same_run
+import tfrecords
+from official_bert import interruption, metrics_log, run_data, runner
+from tests.bert.conftest import SHORT
+from tests.bert.test_interruption import arguments, assert_same_run, keep_oldest
+from tfrecords.errors import UserError
 
 DEADLINE_S = 300
 POLL_S = 0.05
@@ -101,6 +106,40 @@ def test_an_evaluation_on_two_workers_is_of_all_examples(whole, tiny, tiny_argum
         assert printed, said
         # Sums in another order, and four digits.
         assert float(printed[1]) == pytest.approx(value, abs=2e-4)
+
+
+def test_one_worker_goes_on_where_two_were(tmp_path, whole, tiny, caplog) -> None:
+    """Only when asked; from a new epoch, and through a kill as without one."""
+    rate = "task__model__encoder__bert__"
+    params = tiny(
+        trainer__train_steps=12,
+        trainer__max_to_keep=3,
+        **{f"{rate}dropout_rate": 0.1, f"{rate}attention_dropout_rate": 0.1},
+    )
+    begun, killed = tmp_path / "begun", tmp_path / "killed"
+    shutil.copytree(whole, begun)
+    (step,) = keep_oldest(begun, 1)
+    with pytest.raises(UserError, match="num_workers was 2, now 1, .* give --repartition"):
+        runner.run(params, str(begun))
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        assert runner.run(params, str(begun), repartition=True).global_step == 12
+    shards = tfrecords.Manifest.load(params.task.train_data.input_path).shards("train", SHORT)
+    total = sum(shard.examples for shard in shards)
+    read = step * params.task.train_data.global_batch_size
+    epoch = -(-read // total)
+    said = f"workers: 2 up to step {step}, 1 from now on: epoch {epoch} begins, with "
+    assert f"{said}{epoch * total - read} examples" in caplog.text
+    known = run_data.read(str(begun)).partitions
+    assert known == (
+        run_data.Partition(num_workers=2),
+        run_data.Partition(step=step, epoch=epoch, num_workers=1),
+    )
+    shutil.copytree(begun, killed)
+    assert keep_oldest(killed, 2)[-1] > step
+    runner.run(params, str(killed))
+    assert_same_run(killed, begun)
+    undisturbed, own = (metrics_log.read(run / metrics_log.METRICS) for run in (whole, begun))
+    assert own[:step] == undisturbed[:step] and own[step:] != undisturbed[step:]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes in /proc")

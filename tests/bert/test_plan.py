@@ -299,6 +299,22 @@ def test_a_recipes_share_of_masks_is_what_is_computed(tmp_path, monkeypatch) -> 
     assert many.memory.total > few.memory.total
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("tiny", plan_recipe.VOCAB_SIZE), ("bert_tiny_phase1.yaml", None)],
+)
+def test_a_vocabulary_that_is_given_is_the_models(name: str, said: int | None) -> None:
+    def vocab_size(given: int | None) -> int:
+        found = plan_recipe.find_model(name, given, LONG)
+        return found["task"]["model"]["encoder"]["bert"]["vocab_size"]
+
+    assert vocab_size(1234) == 1234
+    assert vocab_size(None) == (said or packaged(name).task.model.encoder.bert.vocab_size)
+    one, other = (plan_recipe.find_model(name, size, LONG) for size in (1234, None))
+    other["task"]["model"]["encoder"]["bert"]["vocab_size"] = 1234
+    assert one == other
+
+
 def test_a_measured_rate_takes_the_tables_place(capsys) -> None:
     def compute(*more: str) -> tuple[float, str]:
         flags = plan.FLAGS

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import tempfile
 import types
 
 import pytest
@@ -448,6 +449,18 @@ def test_a_full_disk_ends_a_run_before_it_begins(tiny, tmp_path, monkeypatch) ->
     preflight.check(params, "train_and_eval", str(tmp_path))
     (warning,) = preflight.warnings(params, "train_and_eval", str(tmp_path))
     assert "room for 1 more checkpoints" in warning and "needs room for 5" in warning
+
+
+def test_a_worker_that_is_not_the_first_needs_room_for_what_it_deletes(tiny, monkeypatch) -> None:
+    params = tiny()
+    size = disk_space.checkpoint_bytes(params)
+    asked = []
+    for free, is_refused in ((size, False), (size - 1, True), (None, False)):
+        monkeypatch.setattr(
+            disk_space, "free_bytes", lambda path, free=free: asked.append(path) or free
+        )
+        assert bool(disk_space.own_problem(params)) == is_refused
+    assert set(asked) == {tempfile.gettempdir()}
 
 
 def test_checkpoints_rarer_than_asked_for_are_worth_a_warning() -> None:

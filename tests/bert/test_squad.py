@@ -4,6 +4,7 @@ import collections
 import json
 import pathlib
 import re
+import shutil
 import string
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from official.nlp.data import squad_lib
 from official.nlp.tools import squad_evaluate_v1_1, tokenization
 
-from official_bert import squad, squad_answers, squad_task
+from official_bert import squad, squad_answers, squad_rows, squad_task
 from tfrecords.errors import UserError
 
 CONTEXT = "The Seine (775 km) flows through Paris. It ends at Le Havre, in Normandy."
@@ -176,6 +177,25 @@ def test_answers_that_do_not_match_are_listed_and_left_out_of_training(
     hopeless = squad.Squad.load(write(tmp_path, only_bad))
     with pytest.raises(UserError, match="none of its 1 questions has an answer that stands"):
         squad.train_windows(hopeless, tokenizer, settings_)
+
+
+def test_rows_are_cut_once_for_all_runs_of_a_sweep(tmp_path: pathlib.Path, vocab_file: str) -> None:
+    first, second = write(tmp_path, valid()), str(tmp_path / "dev.json")
+    shutil.copy(first, second)
+    data = squad_task.SquadConfig().train_data.replace(vocab_file=vocab_file, seq_length=96)
+    cut = squad_rows.Cutter()
+
+    def again(**changed: Any) -> squad_rows.SquadRows:
+        train = data.replace(**changed)
+        return cut(squad.load_pair(first, second), train, data)
+
+    rows = again()
+    # What a sweep's runs differ in.
+    assert again(seed=7, global_batch_size=2) is rows and cut.times == 1
+    for count, changed in enumerate(({"doc_stride": 6}, {"do_lower_case": False}, {}), start=2):
+        assert again(**changed) is not rows and cut.times == count
+    write(tmp_path, document(article(CONTEXT, ("who", "Paris", CONTEXT.index("Paris")))))
+    assert len(again().train) == 1 and cut.times == 5
 
 
 def _pieces(windows: squad.Windows, row: int, start: int, end: int) -> list[str]:

@@ -32,7 +32,8 @@ def reference(order: Order) -> Iterator[tuple[int, int]]:
     held: set[tuple[int, int]] = set()
     previous_last = None
     for epoch in itertools.count():
-        drawn_epoch = 0 if len(order.shards) == 2 else epoch
+        number = order.first_epoch + epoch
+        drawn_epoch = order.first_epoch if len(order.shards) == 2 else number
         indices = sorted(
             range(len(order.shards)),
             key=lambda index: mix(order.seed, drawn_epoch, order.worker_index, 0, index),
@@ -45,7 +46,7 @@ def reference(order: Order) -> Iterator[tuple[int, int]]:
             for index in indices
             for record in sorted(
                 range(order.counts[index]),
-                key=lambda record: mix(order.seed, epoch, order.shards[index], 1, record),
+                key=lambda record: mix(order.seed, number, order.shards[index], 1, record),
             )
         ]
         spanning = epoch * size % batch
@@ -68,7 +69,8 @@ def read(order: Order, start_step: int, count: int) -> list[tuple[int, int]]:
         epochs += [int(epoch)] * len(records)
         if len(found) >= count:
             begin = start_step * order.batch_size
-            assert epochs == [(begin + at) // order.epoch_size for at in range(len(epochs))]
+            begun = [(begin + at) // order.epoch_size for at in range(len(epochs))]
+            assert epochs == [order.first_epoch + number for number in begun]
             return found[:count]
     raise AssertionError("the dataset ended")
 
@@ -83,6 +85,7 @@ def orders(draw: st.DrawFn) -> Order:
         worker_index=draw(st.integers(0, 3)),
         batch_size=draw(st.integers(1, min(sum(counts), 20))),
         seed=draw(st.integers(0, 2**40)),
+        first_epoch=draw(st.integers(0, 3)),
     )
 
 

@@ -83,6 +83,26 @@ def test_no_batch_holds_an_example_twice_and_restart_continues(shards: pathlib.P
     )
 
 
+def test_another_number_of_workers_begins_a_new_epoch(shards: pathlib.Path) -> None:
+    """After seven steps of four workers two go on, with all examples again, in a new order."""
+    expected = collections.Counter(stored(shards))
+    options = {"seq_length": LENGTH, "num_workers": 2, "seed": 5}
+    begin = {"first_step": 7, "first_epoch": 1}
+    read = collections.Counter()
+    for worker in range(2):
+        own = tfrecords.Manifest.load(shards).shards("train", LENGTH)[worker::2]
+        size = sum(shard.examples for shard in own)
+        one = {**options, "worker_index": worker, "global_batch_size": 2, **begin}
+        epoch = fingerprints(tfrecords.read(shards, start_step=7, **one).take(size))
+        read.update(epoch)
+        # A restart within it goes on in it.
+        again = tfrecords.read(shards, start_step=7 + size - 5, **one).take(5)
+        assert fingerprints(again) == epoch[-5:]
+        before = {**one, "first_step": 0, "first_epoch": 0}
+        assert fingerprints(tfrecords.read(shards, **before).take(size)) != epoch
+    assert read == expected
+
+
 def test_shapes_and_types(shards: pathlib.Path) -> None:
     dataset = tfrecords.read(shards, seq_length=64, global_batch_size=8)
     most = tfrecords.Manifest.load(shards).max_predictions_per_seq(64)
@@ -178,6 +198,8 @@ def test_input_context(shards: pathlib.Path) -> None:
         ({"features": "roberta"}, "features is 'roberta'; expected 'model_garden'"),
         ({"on_corrupt": "ignore"}, "on_corrupt is 'ignore'; expected 'raise' or 'skip'"),
         ({"start_step": -1}, "start_step is -1"),
+        ({"first_epoch": -1}, "first_epoch is -1"),
+        ({"start_step": 3, "first_step": 4}, "start_step is 3; expected first_step, 4, or more"),
     ],
 )
 def test_refusals(shards: pathlib.Path, changes: dict, message: str) -> None:

@@ -17,8 +17,6 @@ from tests.optimizer.harness import both_kerases, each_row
 RATE = float(np.float32(0.01))
 START = harness.single_values()
 GRADIENTS = harness.gradient_steps(START, 10)
-# 10 steps of float32, as in test_exactness
-FLOAT32_TOLERANCE = 2e-4
 # One step of 0.01 on weights of about 1: storing them rounds by 6e-8, 6e-6 of the step.
 ONE_STEP_TOLERANCE = 2e-5
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
@@ -49,7 +47,7 @@ def test_lamb_without_adaptation_is_adamw(which: str) -> None:
     expected = reference.Reference("adamw", START)
     for gradients in GRADIENTS:
         expected.step(gradients, RATE)
-    assert reference.relative_error(got, expected.values, START) <= FLOAT32_TOLERANCE
+    assert reference.relative_error(got, expected.values, START) <= reference.FLOAT32_TOLERANCE
 
 
 @both_kerases
@@ -72,8 +70,8 @@ def test_adamw_of_keras_is_met_as_epsilon_vanishes(which: str) -> None:
         block = harness.Run(which, "BlockNormalizedAdamW", START, jit_compile=False, **shared)
         errors.append(reference.relative_error(steps(lamb), theirs, START))
         errors.append(reference.relative_error(steps(block), theirs_unit, START))
-    assert max(errors[:2]) <= FLOAT32_TOLERANCE
-    assert min(errors[2:]) > 100 * FLOAT32_TOLERANCE
+    assert max(errors[:2]) <= reference.FLOAT32_TOLERANCE
+    assert min(errors[2:]) > 100 * reference.FLOAT32_TOLERANCE
 
 
 def test_lamb_of_keras_is_met_without_decay() -> None:
@@ -84,8 +82,8 @@ def test_lamb_of_keras_is_met_without_decay() -> None:
         theirs = steps(harness.Run("keras3", keras.optimizers.Lamb, START, **shared))
         ours = steps(harness.Run("keras3", "LAMB", START, jit_compile=False, **shared))
         errors.append(reference.relative_error(ours, theirs, START))
-    assert errors[0] <= FLOAT32_TOLERANCE
-    assert errors[1] > 100 * FLOAT32_TOLERANCE
+    assert errors[0] <= reference.FLOAT32_TOLERANCE
+    assert errors[1] > 100 * reference.FLOAT32_TOLERANCE
 
 
 @each_row
