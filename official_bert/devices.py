@@ -35,7 +35,8 @@ class RuntimeConfig(config_definitions.RuntimeConfig):
         TensorFlow.
       deterministic_ops: whether only kernels are used whose result is the same every time, which
         a bit-equal resume needs; None means on CPUs.
-      num_workers: recorded by the run, whose order of examples depends on it.
+      num_workers: recorded by the run: its input pipelines, one a worker, on a TPU one a host.
+        The order of pretraining's examples depends on it.
       loss_scale: for float16, "dynamic" or None, or a fixed scale.
     """
 

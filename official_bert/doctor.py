@@ -34,6 +34,7 @@ from official_bert import (
     optimization,
     preflight,
     ranges,
+    run_data,
     runner,
     versions,
 )
@@ -55,6 +56,8 @@ flags.DEFINE_integer(
     "num_workers", None, "Workers of the run; unset: those of the cluster that training would "
     "find, or one.", lower_bound=1, flag_values=FLAGS,
 )  # fmt: skip
+
+run_data.define_flags(FLAGS)
 
 Rows = Sequence[tuple[str, str]]
 
@@ -249,6 +252,8 @@ def examine(
     machine: Machine,
     seen: Mapping[str, int],
     num_workers: int | None = None,
+    *,
+    repartition: bool = False,
 ) -> Report:
     """Derives a recipe's numbers and collects every problem; builds nothing, writes nothing.
 
@@ -259,6 +264,7 @@ def examine(
         machine: from `probe`.
         seen: from `tensorflow_devices`.
         num_workers: workers of the run; None means those of the cluster.
+        repartition: whether the run may go on with another number of them.
     """
     params, workers, problems, warnings = _with_workers(params, num_workers)
     sections: list[str] = []
@@ -267,7 +273,11 @@ def examine(
     problems += preflight.problems(params, mode, model_dir, workers=workers, replicas=replicas)
     out_of_range = ranges.problems(params, mode)
     if model_dir and not problems:
-        problems += _folder_problems(params, mode, model_dir, workers)
+        # How many hosts a TPU has, training finds when it connects.
+        is_unknown = num_workers is None and params.runtime.distribution_strategy.lower() == "tpu"
+        problems += _folder_problems(
+            params, mode, model_dir, workers, repartition=repartition or is_unknown
+        )
     warnings += preflight.warnings(params, mode, model_dir)
     warnings += filter(None, [devices.idle_gpus(params.runtime, seen["GPU"])])
     is_cut = not any(preflight.batch_problems(params, mode, workers=workers, replicas=replicas))
@@ -324,14 +334,19 @@ def _with_workers(
 
 
 def _folder_problems(
-    params: config_definitions.ExperimentConfig, mode: str, model_dir: str, workers: int
+    params: config_definitions.ExperimentConfig,
+    mode: str,
+    model_dir: str,
+    workers: int,
+    *,
+    repartition: bool,
 ) -> list[str]:
     """Why a sound config cannot go on in this folder."""
     try:
         params = with_heads_of_data(optimization.with_schedule_length(params), mode)
         if hasattr(params.runtime, "num_workers"):
             params = params.replace(runtime=params.runtime.replace(num_workers=workers))
-        continuation.check(params, model_dir, mode)
+        continuation.check(params, model_dir, mode, repartition=repartition)
     except UserError as error:
         return [str(error)]
     return []
@@ -405,7 +420,15 @@ def body(flag_values: flags.FlagValues) -> None:
         problems.append(str(error))
     else:
         mode, model_dir = flag_values.mode, flag_values.model_dir
-        report = examine(params, mode, model_dir, machine, seen, flag_values.num_workers)
+        report = examine(
+            params,
+            mode,
+            model_dir,
+            machine,
+            seen,
+            flag_values.num_workers,
+            repartition=flag_values.repartition,
+        )
         for section in report.sections:
             print(section)
         problems, warnings = [*problems, *report.problems], report.warnings

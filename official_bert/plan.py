@@ -238,7 +238,7 @@ def plan(flag_values: flags.FlagValues) -> tuple[list[Planned], Cluster]:
         flag_values.model,
         flag_values.vocab_size,
         max(seq_lengths),
-        otherwise=manifest.vocab_size if manifest else plan_recipe.VOCAB_SIZE,
+        default_vocab_size=manifest.vocab_size if manifest else plan_recipe.VOCAB_SIZE,
     )
     optimizer = flag_values.optimizer or plan_recipe.optimizer_of(base)
     starts = references(flag_values, optimizer, seq_lengths)

@@ -62,7 +62,7 @@ def sized(name: str, vocab_size: int, positions: int) -> Recipe:
 
 
 def find_model(
-    name: str, vocab_size: int | None, positions: int, otherwise: int = VOCAB_SIZE
+    name: str, vocab_size: int | None, positions: int, default_vocab_size: int = VOCAB_SIZE
 ) -> Recipe:
     """The recipe that a plan changes: a size, a packaged recipe or a file.
 
@@ -70,13 +70,13 @@ def find_model(
         name: `--model`.
         vocab_size: of the model; None for what a recipe says.
         positions: tokens of the longest row.
-        otherwise: the vocabulary of a size where `vocab_size` is None.
+        default_vocab_size: of a size where `vocab_size` is None.
 
     Raises:
         UserError: there is no such size or file, or it is no recipe.
     """
     if name in SIZES:
-        return sized(name, vocab_size or otherwise, positions)
+        return sized(name, vocab_size or default_vocab_size, positions)
     path = configuration.find_config(name)
     try:
         found = yaml.safe_load(files.read_bytes(path))
@@ -91,7 +91,7 @@ def find_model(
         raise UserError(f"{name} holds no field: value pairs; expected a recipe")
     if vocab_size is None:
         return found
-    kind = _at(found, "task", "model", "encoder").get("type", "bert")
+    kind = _at(found, "task", "model", "encoder").get("type") or "bert"
     encoder = {"type": kind, kind: {"vocab_size": vocab_size}}
     return _merged(found, {"task": {"model": {"encoder": encoder}}})
 

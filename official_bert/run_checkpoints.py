@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from official_bert import checkpoints, cluster
+from tfrecords import files
 from tfrecords.errors import UserError
 
 _NONE = -1
@@ -66,7 +67,7 @@ class RunCheckpoints(tf.train.CheckpointManager):
     ) -> None:
         self._model_dir, self._restored = model_dir, restored
         self._initialize = initialize
-        self._seen: list[str] = []
+        self._seen: list[bytes] = []
         self._strategy = tf.distribute.get_strategy()
         worker = cluster.this_worker(self._strategy)
         self._is_chief = worker.is_chief
@@ -92,7 +93,7 @@ class RunCheckpoints(tf.train.CheckpointManager):
           UserError: no checkpoint is whole, this worker does not see the chief's, or it is not of
             this config.
         """
-        self._seen = self._indices()
+        self._seen = self._state()
         prefix = checkpoints.newest_whole(self._model_dir) if self._is_chief else None
         step = _number(prefix) if prefix else _NONE
         step = cluster.of_the_chief(self._strategy, step)
@@ -121,12 +122,16 @@ class RunCheckpoints(tf.train.CheckpointManager):
         For the process that has since taken the run's lock: one that replaces another may restore
         while the other still saves its last step.
         """
-        changed = self._is_chief and self._indices() != self._seen
+        changed = self._is_chief and self._state() != self._seen
         if cluster.of_the_chief(self._strategy, int(changed)):
             self.restore_or_initialize()
 
-    def _indices(self) -> list[str]:
-        return sorted(tf.io.gfile.glob(os.path.join(self._model_dir, "ckpt-*.index")))
+    def _state(self) -> list[bytes]:
+        """What a save or a sweep changes: the index files, and then their list."""
+        indices = sorted(tf.io.gfile.glob(os.path.join(self._model_dir, "ckpt-*.index")))
+        state = os.path.join(self._model_dir, "checkpoint")
+        listed = [files.read_bytes(state)] if tf.io.gfile.exists(state) else []
+        return [*map(str.encode, indices), *listed]
 
     def _restore(self, prefix: str) -> None:
         if self._restored is not None:

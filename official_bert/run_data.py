@@ -45,6 +45,12 @@ class Partition:
     epoch: int = 0
     num_workers: int = 1
 
+    def __post_init__(self) -> None:
+        for name, least in (("step", 0), ("epoch", 0), ("num_workers", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; expected a whole number from {least} on")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunData:
@@ -79,8 +85,8 @@ def read(model_dir: str) -> RunData | None:
         return RunData(manifest_sha256=str(found["manifest_sha256"]), partitions=partitions)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} does not say which shards a run was begun with; restore it from a copy, or "
-            "choose another --model_dir"
+            f"{path} does not say which shards a run reads, and by how many workers ({error!r}); "
+            "restore it from a copy, or choose another --model_dir"
         ) from error
 
 
@@ -95,7 +101,7 @@ def partitions(
 ) -> tuple[tuple[Partition, ...], int | None]:
     """The partitions of a run that `num_workers` workers go on with after `step` steps.
 
-    Those of steps that are to be made again are forgotten.
+    Those of steps that are not made yet, or are to be made again, are forgotten.
 
     Args:
       data: the training data's config.
@@ -111,7 +117,10 @@ def partitions(
     before = known.partitions if known else ()
     if not before:
         before = (Partition(num_workers=_saved_workers(model_dir) or num_workers),)
-    before = tuple(each for each in before if each.step <= step) or before[:1]
+    # One that begins here has had no step: whether it is to be is this process's affair.
+    before = tuple(each for each in before if each.step < step)
+    if not before:
+        return (Partition(num_workers=num_workers),), None
     if before[-1].num_workers == num_workers:
         return before, None
     shards = tfrecords.Manifest.load(data.input_path).shards(schema.TRAIN, data.seq_length)

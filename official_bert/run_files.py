@@ -67,14 +67,14 @@ class RunFiles:
         self,
         step: int,
         changes: Sequence[continuation.Change],
-        partitions: Sequence[run_data.Partition] = (),
+        partitions: Sequence[run_data.Partition],
     ) -> list[dict[str, Any]]:
         """Settles the folder at the restored step.
 
         Args:
           step: steps done.
           changes: what is different from the run so far.
-          partitions: who has shared the epochs of pretraining.
+          partitions: who has shared the epochs of pretraining; none for another task.
 
         Returns:
           The rows of `metrics.jsonl` up to `step`.

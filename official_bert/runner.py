@@ -105,9 +105,6 @@ def run(
     performance.set_mixed_precision_policy(params.runtime.mixed_precision_dtype or "float32")
     pipelines, replicas = cluster.input_pipelines(strategy), strategy.num_replicas_in_sync
     preflight.check_batches(params, mode, workers=pipelines, replicas=replicas)
-    is_chief = cluster.this_worker(strategy).is_chief
-    if "train" in mode and not is_chief and (full := disk_space.own_problem(params)):
-        raise UserError(full)
     tf_keras.utils.set_random_seed(params.task.seed)
     interruption.beat()
     stop = stop or interruption.StopRequest()
@@ -214,6 +211,10 @@ class _Run:
             initialize=self.trainer.initialize,
             restored=None if "train" in mode else self._evaluated(),
         )
+        # What a killed worker left there is gone by now.
+        full = None if worker.is_chief or mode == "eval" else disk_space.own_problem(params)
+        if full:
+            raise UserError(full)
         self.controller = self._build_controller(strategy)
 
     @property

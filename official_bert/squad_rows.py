@@ -31,7 +31,7 @@ class SquadRows:
 
 
 class Cutter:
-    """Cuts rows, and keeps the last for who asks for the same again.
+    """Cuts rows of files, and keeps the last for who asks for the same again.
 
     Full-size files take minutes, which the runs of a sweep, alike but for rate and seed, need
     only once.

@@ -40,7 +40,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     temporary = f"{path}{PARTIAL}{uuid.uuid4().hex[:12]}"
     try:
         yield temporary
-        _sync(temporary)
+        _sync(temporary, path)
         tf.io.gfile.rename(temporary, path, overwrite=True)
     except _FILE_SYSTEM_ERRORS as error:
         raise OSError(f"cannot write {path}: {error.message}") from error
@@ -49,11 +49,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
             tf.io.gfile.remove(temporary)
 
 
-def _sync(path: str) -> None:
-    if "://" in path or not os.path.isfile(path):
+def _sync(temporary: str, path: str) -> None:
+    if "://" in path or not os.path.isfile(temporary):
         return
-    with open(path, "rb") as written:
-        os.fsync(written.fileno())
+    try:
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+    except OSError as error:  # which is where network file systems say that they are full
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:

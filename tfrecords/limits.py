@@ -78,8 +78,9 @@ def _groups(root: pathlib.Path, controller: str) -> Iterator[pathlib.Path]:
     for line in text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers or controller in controllers.split(","):
-            folder = mounted / (controller if controllers else "") / path.lstrip("/")
-            # A container sees its own group as the topmost, whatever path the line has.
-            yield from (
-                each for each in (folder, *folder.parents) if mounted in (each, *each.parents)
-            )
+            # Version 1 has a folder for several controllers, and often a link to it for each.
+            for name in {controller, controllers} if controllers else {""}:
+                folder = mounted / name / path.lstrip("/")
+                # A container sees its own group as the topmost, whatever path the line has.
+                above = (folder, *folder.parents)
+                yield from (each for each in above if mounted in (each, *each.parents))

@@ -1,15 +1,27 @@
 """What is told before a run that would go wrong late: idle GPUs, unlike phases, another folder."""
 
 import pathlib
+import tempfile
 import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from official_bert import configuration, devices, doctor, guard, pretrain, runner
+from official_bert import (
+    cluster,
+    configuration,
+    devices,
+    disk_space,
+    doctor,
+    guard,
+    pretrain,
+    run_checkpoints,
+    runner,
+)
 from official_bert.machine import Machine
 from tests.bert.conftest import LONG, SHORT
+from tfrecords.errors import UserError
 
 NO_DEVICES = {"GPU": 0, "TPU": 0, "CPU": 1}
 
@@ -61,18 +73,45 @@ def test_the_doctor_looks_whether_the_folder_is_of_this_run(tiny, tmp_path) -> N
     saved = runner._completed(tiny(), "train_and_eval")
     configuration.save(saved, str(tmp_path))
 
-    def problems(num_workers: int | None = None, **overrides: object) -> tuple[str, ...]:
-        params = tiny(**overrides)
-        report = doctor.examine(
-            params, "train_and_eval", str(tmp_path), Machine(), NO_DEVICES, num_workers
-        )
-        return report.problems
+    def problems(
+        num_workers: int | None = None, repartition: bool = False, **overrides: object
+    ) -> tuple[str, ...]:
+        return doctor.examine(
+            tiny(**overrides),
+            *("train_and_eval", str(tmp_path), Machine(), {**NO_DEVICES, "TPU": 8}, num_workers),
+            repartition=repartition,
+        ).problems
 
     assert not problems()
     (line,) = problems(task__seed=5)
     assert "holds a different experiment: task.seed was 0, now 5" in line
     (line,) = problems(num_workers=2)
     assert "runtime.num_workers was 1, now 2" in line
+    assert not problems(num_workers=2, repartition=True)
+    on_tpu = {"runtime__distribution_strategy": "tpu"}
+    hosts = saved.replace(runtime=saved.runtime.replace(num_workers=2))
+    configuration.save(hosts, str(tmp_path))
+    # Nobody has said how many hosts there are, and training will see.
+    assert not problems(**on_tpu)
+    (line,) = problems(num_workers=4, **on_tpu)
+    assert "runtime.num_workers was 2, now 4" in line
+
+
+def test_a_worker_that_is_not_the_first_looks_for_room(tiny, tmp_path, monkeypatch) -> None:
+    """Once what a killed one left in its folder is gone, and before anything is restored."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    left = tmp_path / "temporary"
+    left.mkdir()
+    monkeypatch.setattr(cluster, "this_worker", lambda strategy: cluster.Worker(index=1, count=2))
+    remains = pathlib.Path(run_checkpoints._empty_folder(str(tmp_path / "run"), 1)) / "ckpt-3.data"
+    remains.touch()
+    seen = []
+    monkeypatch.setattr(
+        disk_space, "free_bytes", lambda path: seen.append((path, remains.exists())) or 0
+    )
+    with pytest.raises(UserError, match="a worker that is not the first .* TMPDIR"):
+        runner.run(tiny(), str(tmp_path / "run"), "train")
+    assert seen == [(str(left), False)]
 
 
 def test_a_loss_that_is_not_finite_counts_where_nothing_is_skipped() -> None:

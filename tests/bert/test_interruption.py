@@ -353,13 +353,18 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, with_dropout, whole)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("is_listed_late", [False, True])
 def test_what_an_ending_process_still_saves_is_gone_on_from(
-    tmp_path, with_dropout, whole, monkeypatch
+    tmp_path, with_dropout, whole, monkeypatch, is_listed_late: bool
 ) -> None:
     """It saves its last steps after its replacement restored, and before that has the lock."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     keep_oldest(run, 1)
+    if is_listed_late:
+        # A save writes its files before the list that names them.
+        for path in whole.glob("ckpt-*"):
+            shutil.copy(path, run)
     locked = run_files.RunFiles.locked
 
     def locked_after_the_other(this: run_files.RunFiles):

@@ -1,9 +1,11 @@
 """What all commands share."""
 
+import errno
 import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 from absl import flags
@@ -103,5 +105,10 @@ def test_content_is_on_the_disk_before_its_name(tmp_path, monkeypatch) -> None:
     )
     files.write_bytes(tmp_path / "file", b"whole")
     ((size, names),) = synced
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(files.os, "fsync", mock.Mock(side_effect=full))
+    with pytest.raises(OSError, match="cannot write .*/other: No space left"):
+        files.write_bytes(tmp_path / "other", b"")
+    assert os.listdir(tmp_path) == ["file"]
     assert size == len(b"whole")
     assert len(names) == 1 and names[0].startswith(f"file{files.PARTIAL}")

@@ -53,6 +53,15 @@ def machine(root: pathlib.Path, files: dict[str, str]) -> pathlib.Path:
         ),
         pytest.param(
             {
+                "proc/self/cgroup": "7:cpu,cpuacct:/docker/1\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "100000\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            1,
+            id="version 1, without a link",
+        ),
+        pytest.param(
+            {
                 "proc/self/cgroup": "7:cpu,cpuacct:/\n",
                 "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
                 "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
@@ -74,6 +83,13 @@ def machine(root: pathlib.Path, files: dict[str, str]) -> pathlib.Path:
 )  # fmt: skip
 def test_cores(tmp_path, files: dict[str, str], expected: int) -> None:
     assert limits.cores(machine(tmp_path, files)) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [(250_000, 3), (300_000, 3), (900_000, 4)])
+def test_a_part_of_a_core_counts_as_one(tmp_path, monkeypatch, quota: int, expected: int) -> None:
+    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda process: set(range(4)), False)
+    content = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": f"{quota} 100000\n"}
+    assert limits.cores(machine(tmp_path, content)) == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs the system's affinities")
