@@ -166,7 +166,8 @@ def loss_by_rate(study: Study, found: Sequence[Place], frequencies: float | None
     """
     figure, axes = charts.canvas()
     here = [place for place in found if place.batch == study.largest]
-    losses = [each for place in here for each in large_batch_report.tried_losses(place)]
+    finished = [each for place in here for each in place.tuning if not each["diverged"]]
+    losses = [each["validation_loss"] for each in finished] or [frequencies or 1.0]
     top = max(losses) + 0.05 * (max(losses) - min(losses))
     for place in here:
         style = {**_style(place.method.name), "linestyle": ""}

@@ -276,9 +276,10 @@ def _draw_rows(study: Study, found: Sequence[Place], frequencies: Mapping[str, f
         "| method | diverged | least | median | greatest | rate of the least | beta_2 | warmup |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    if "validation" in frequencies:
-        loss = f"{frequencies['validation']:.3f}"
-        lines.append(f"| how frequent each token is, and no more | | {loss} | | | | | |")
+    line = frequencies.get("validation")
+    below = []
+    if line is not None:
+        lines.append(f"| how frequent each token is, and no more | | {line:.3f} | | | | | |")
     for place in found:
         losses = [each["validation_loss"] for each in place.tuning if not each["diverged"]]
         head = f"| {place.method.name} | {place.diverged} |"
@@ -286,10 +287,15 @@ def _draw_rows(study: Study, found: Sequence[Place], frequencies: Mapping[str, f
             lines.append(f"{head} | | | | | |")
             continue
         best = place.best
+        if line is not None and min(losses) < line:
+            below.append(place.method.name)
         lines.append(
             f"{head} {min(losses):.3f} | {statistics.median(losses):.3f} | {max(losses):.3f} | "
             f"{best.learning_rate:g} | {best.beta_2:g} | {best.warmup_ratio:g} |"
         )
+    if line is not None:
+        names = "; ".join(below) or "no method"
+        lines += ["", f"Below the line of the frequencies with one of its draws: {names}."]
     return lines
 
 

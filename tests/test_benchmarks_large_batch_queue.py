@@ -241,6 +241,7 @@ def test_charts_and_table_show_what_there_is(tmp_path: pathlib.Path) -> None:
         assert f"{count} of 60 runs" in text
         assert ("so far every method" in text.lower()) == (10 <= count < 20)
         assert ("how frequent each token is" in text) == (count >= 10)
+        assert ("with one of its draws" in text) == (10 <= count < 20)
         assert ("not to be compared" in text) == (20 <= count < 60)
         assert ("steps to a validation loss" in text) == (count >= 50)
         tables = [part for part in text.split("\n\n") if part.startswith("|")]
