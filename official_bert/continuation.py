@@ -38,6 +38,7 @@ _FREE = (
     "task.train_data.corrupt_budget",
     "task.train_data.input_path",
 )
+_WORKERS = "runtime.num_workers"
 # How a step is carried out may change; it is written down, for the bits change with it.
 _RECORDED = (
     "trainer.train_steps",
@@ -48,9 +49,8 @@ _RECORDED = (
     "runtime.num_gpus",
     "runtime.distribution_strategy",
     "runtime.deterministic_ops",
-    "runtime.num_workers",
+    _WORKERS,
 )
-_WORKERS = "runtime.num_workers"
 _START, _VOCABULARY = "task.init_checkpoint", "task.train_data.vocab_file"
 _LENGTHS = tuple(
     f"{_SCHEDULE}.{name}"

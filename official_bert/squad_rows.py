@@ -13,7 +13,7 @@ DataConfig: TypeAlias = question_answering_dataloader.QADataConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SquadRows:
-    """Files, and the rows that they became.
+    """What two files became.
 
     Attributes:
         train: the rows to train on.
@@ -35,17 +35,9 @@ class Cutter:
 
     Full-size files take minutes, which the runs of a sweep, alike but for rate and seed, need
     only once.
-
-    Attributes:
-        times: how often rows were cut.
-
-    Example:
-        >>> Cutter().times
-        0
     """
 
     def __init__(self) -> None:
-        self.times = 0
         self._kept: tuple[Any, SquadRows] | None = None
 
     def __call__(
@@ -68,7 +60,6 @@ class Cutter:
         if self._kept is None or self._kept[0] != key:
             self._kept = None  # before the next are cut: both may not fit
             self._kept = key, _cut(*pair, train_data, dev_data)
-            self.times += 1
         return self._kept[1]
 
 

@@ -10,6 +10,7 @@ import tf_lans.keras3
 from tests import reference
 from tests.backends import harness
 from tests.backends.harness import RATE, each_class, each_mode
+from tests.reference import FLOAT32_TOLERANCE
 
 # On the summed or last gradient each of these would clip otherwise than on the mean of four.
 CLIPPINGS = [{"clipnorm": 2.0}, {"global_clipnorm": 3.0}, {"clipvalue": 0.5}]
@@ -79,10 +80,7 @@ def test_clipping_acts_once_on_the_mean_gradient(
         mean = [np.mean(each, axis=0, dtype=np.float64) for each in zip(*given, strict=True)]
         expected.step(harness.clipped(mean, **clipping), RATE)
     assert int(run.optimizer.iterations) == 6
-    assert (
-        reference.relative_error(run.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
 
 
 @each_mode
@@ -102,10 +100,7 @@ def test_schedules_count_updates(mode: str, micro_steps: int | None) -> None:
             run.step(gradients)
         expected.step(gradients, float(schedule(update)))
     assert int(run.optimizer.skipped_steps) == 8
-    assert (
-        reference.relative_error(run.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
 
 
 @each_mode
@@ -159,11 +154,8 @@ def test_moving_average_and_overwriting(mode: str, micro_steps: int | None) -> N
         if number % 3 == 0:
             expected.values = list(average)
     got = [harness.numpy(each) for each in run.optimizer._model_variables_moving_average]
-    assert reference.relative_error(got, average, start) <= reference.FLOAT32_TOLERANCE
-    assert (
-        reference.relative_error(run.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(got, average, start) <= FLOAT32_TOLERANCE
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
     run.optimizer.finalize_variable_values(run.variables)
     harness.assert_equal(run.values(), got)
 
@@ -223,10 +215,7 @@ def test_the_learning_rate_can_be_set(mode: str) -> None:
         run.optimizer.learning_rate = 0.5**number
         run.step(gradients)
         expected.step(gradients, 0.5**number)
-    assert (
-        reference.relative_error(run.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
 
 
 @each_class

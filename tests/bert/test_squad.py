@@ -191,11 +191,12 @@ def test_rows_are_cut_once_for_all_runs_of_a_sweep(tmp_path: pathlib.Path, vocab
 
     rows = again()
     # What a sweep's runs differ in.
-    assert again(seed=7, global_batch_size=2) is rows and cut.times == 1
-    for count, changed in enumerate(({"doc_stride": 6}, {"do_lower_case": False}, {}), start=2):
-        assert again(**changed) is not rows and cut.times == count
+    assert again(seed=7, global_batch_size=2) is rows
+    for changed in ({"doc_stride": 6}, {"do_lower_case": False}, {}):
+        before, rows = rows, again(**changed)
+        assert rows is not before and again(**changed) is rows
     write(tmp_path, document(article(CONTEXT, ("who", "Paris", CONTEXT.index("Paris")))))
-    assert len(again().train) == 1 and cut.times == 5
+    assert len(again().train) == 1
 
 
 def _pieces(windows: squad.Windows, row: int, start: int, end: int) -> list[str]:

@@ -21,6 +21,15 @@ def machine(root: pathlib.Path, files: dict[str, str]) -> pathlib.Path:
     return root
 
 
+def version_1(group: str, folder: str, quota: int) -> dict[str, str]:
+    """The files of a group whose own are mounted at a folder; 100,000 us are a core."""
+    return {
+        "proc/self/cgroup": f"7:cpu,cpuacct:{group}\n1:name=systemd:{group}\n",
+        f"sys/fs/cgroup/{folder}/cpu.cfs_quota_us": f"{quota}\n",
+        f"sys/fs/cgroup/{folder}/cpu.cfs_period_us": "100000\n",
+    }
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
@@ -42,33 +51,9 @@ def machine(root: pathlib.Path, files: dict[str, str]) -> pathlib.Path:
             1,
             id="the quota of a group around it",
         ),
-        pytest.param(
-            {
-                "proc/self/cgroup": "7:cpu,cpuacct:/docker/1\n1:name=systemd:/docker/1\n",
-                "sys/fs/cgroup/cpu/docker/1/cpu.cfs_quota_us": "100000\n",
-                "sys/fs/cgroup/cpu/docker/1/cpu.cfs_period_us": "100000\n",
-            },
-            1,
-            id="version 1",
-        ),
-        pytest.param(
-            {
-                "proc/self/cgroup": "7:cpu,cpuacct:/docker/1\n",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "100000\n",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-            },
-            1,
-            id="version 1, without a link",
-        ),
-        pytest.param(
-            {
-                "proc/self/cgroup": "7:cpu,cpuacct:/\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            PRESENT,
-            id="version 1, no quota",
-        ),
+        pytest.param(version_1("/docker/1", "cpu/docker/1", 100_000), 1, id="version 1"),
+        pytest.param(version_1("/docker/1", "cpu,cpuacct", 100_000), 1, id="without a link"),
+        pytest.param(version_1("/", "cpu", -1), PRESENT, id="version 1, no quota"),
         pytest.param(
             {"proc/self/cgroup": "7:memory:/\n", "sys/fs/cgroup/cpu.max": "100000 100000\n"},
             PRESENT,

@@ -17,6 +17,7 @@ import tensorflow as tf
 from tests import reference
 from tests.optimizer import harness, multi_worker
 from tests.optimizer.harness import both_kerases, keras3_row
+from tests.reference import FLOAT32_TOLERANCE
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Two processes that import TensorFlow on a busy machine; they need about 20 s on an idle one.
@@ -130,7 +131,7 @@ def test_two_worker_processes_are_one_replica(
         run.step([np.sum(each, axis=0, dtype=each[0].dtype) for each in zip(*parts, strict=True)])
     got = [[each[f"{case}/{index}"] for index in range(len(start) + 2)] for each in workers]
     harness.assert_equal(got[0], got[1])
-    assert reference.relative_error(got[0][:-2], run.values(), start) <= reference.FLOAT32_TOLERANCE
+    assert reference.relative_error(got[0][:-2], run.values(), start) <= FLOAT32_TOLERANCE
     optimizer = run.optimizer
     counts = [harness.number(each) for each in (optimizer.iterations, optimizer.skipped_steps)]
     assert [int(each) for each in got[0][-2:]] == counts

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tests import reference
 from tests.optimizer import harness
 from tests.optimizer.harness import both_kerases
+from tests.reference import FLOAT32_TOLERANCE
 from tf_lans import compiled_update
 
 STEPS = 50
@@ -33,7 +34,7 @@ def test_fifty_steps_follow_the_reference(which: str, name: str, mode: str) -> N
     got, half = run.values(), len(singles)
     assert [value.dtype for value in got] == [value.dtype for value in start]
     error = reference.relative_error(got[:half], expected.values[:half], start[:half])
-    assert error <= reference.FLOAT32_TOLERANCE
+    assert error <= FLOAT32_TOLERANCE
     error = reference.relative_error(got[half:], expected.values[half:], start[half:])
     assert error <= FLOAT64_TOLERANCE
     assert harness.number(run.optimizer.iterations) == STEPS
@@ -87,10 +88,7 @@ def test_patterns_and_bounds_follow_the_reference(which: str) -> None:
     for gradients in harness.gradient_steps(start, STEPS):
         run.step(gradients)
         expected.step(gradients, LEARNING_RATE)
-    assert (
-        reference.relative_error(run.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
     assert len(run.optimizer.trust_ratios()) == 3
 
 
@@ -104,10 +102,7 @@ def test_without_xla_programs_the_numbers_are_the_same(which: str, mode: str) ->
     for gradients in harness.gradient_steps(start, 10):
         for run in runs:
             run.step(gradients)
-    assert (
-        reference.relative_error(runs[0].values(), runs[1].values(), start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(runs[0].values(), runs[1].values(), start) <= FLOAT32_TOLERANCE
 
 
 def test_a_large_block_keeps_its_digits() -> None:
@@ -120,10 +115,7 @@ def test_a_large_block_keeps_its_digits() -> None:
     expected.step(gradients, LEARNING_RATE)
     ratio = float(next(iter(run.optimizer.trust_ratios().values())))
     np.testing.assert_allclose(ratio, expected.trust_ratio(0), rtol=1e-5)
-    assert (
-        reference.relative_error(run.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
 
 
 @both_kerases
@@ -144,10 +136,7 @@ def test_blocks_in_pieces_follow_the_reference(
         run.step(gradients)
     for gradients in good:
         expected.step(gradients, LEARNING_RATE)
-    assert (
-        reference.relative_error(run.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
     assert harness.number(run.optimizer.skipped_steps) == 1
 
 

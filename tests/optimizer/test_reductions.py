@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from tests import reference
 from tests.optimizer import harness
 from tests.optimizer.harness import both_kerases, each_row
+from tests.reference import FLOAT32_TOLERANCE
 
 RATE = float(np.float32(0.01))
 START = harness.single_values()
@@ -47,7 +48,7 @@ def test_lamb_without_adaptation_is_adamw(which: str) -> None:
     expected = reference.Reference("adamw", START)
     for gradients in GRADIENTS:
         expected.step(gradients, RATE)
-    assert reference.relative_error(got, expected.values, START) <= reference.FLOAT32_TOLERANCE
+    assert reference.relative_error(got, expected.values, START) <= FLOAT32_TOLERANCE
 
 
 @both_kerases
@@ -70,8 +71,8 @@ def test_adamw_of_keras_is_met_as_epsilon_vanishes(which: str) -> None:
         block = harness.Run(which, "BlockNormalizedAdamW", START, jit_compile=False, **shared)
         errors.append(reference.relative_error(steps(lamb), theirs, START))
         errors.append(reference.relative_error(steps(block), theirs_unit, START))
-    assert max(errors[:2]) <= reference.FLOAT32_TOLERANCE
-    assert min(errors[2:]) > 100 * reference.FLOAT32_TOLERANCE
+    assert max(errors[:2]) <= FLOAT32_TOLERANCE
+    assert min(errors[2:]) > 100 * FLOAT32_TOLERANCE
 
 
 def test_lamb_of_keras_is_met_without_decay() -> None:
@@ -82,8 +83,8 @@ def test_lamb_of_keras_is_met_without_decay() -> None:
         theirs = steps(harness.Run("keras3", keras.optimizers.Lamb, START, **shared))
         ours = steps(harness.Run("keras3", "LAMB", START, jit_compile=False, **shared))
         errors.append(reference.relative_error(ours, theirs, START))
-    assert errors[0] <= reference.FLOAT32_TOLERANCE
-    assert errors[1] > 100 * reference.FLOAT32_TOLERANCE
+    assert errors[0] <= FLOAT32_TOLERANCE
+    assert errors[1] > 100 * FLOAT32_TOLERANCE
 
 
 @each_row

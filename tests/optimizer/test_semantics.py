@@ -11,6 +11,7 @@ import tf_lans
 from tests import reference
 from tests.optimizer import harness
 from tests.optimizer.harness import both_kerases, each_row
+from tests.reference import FLOAT32_TOLERANCE
 from tf_lans import block_selection
 
 RATE = float(np.float32(0.01))
@@ -79,10 +80,7 @@ def test_clipping_acts_once_on_the_global_gradient(which: str, mode: str, clippi
     for gradients in harness.gradient_steps(start, 5):
         run.step(gradients)
         expected.step(harness.clipped(gradients, **clipping), RATE)
-    assert (
-        reference.relative_error(run.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
 
 
 @both_kerases
@@ -101,10 +99,7 @@ def test_slices_are_summed_before_the_norm(which: str, mode: str) -> None:
     np.add.at(dense, [4, 1, 4], rows)
     expected = reference.Reference("lans", start)
     expected.step([dense], RATE)
-    assert (
-        reference.relative_error(sparse.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(sparse.values(), expected.values, start) <= FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
@@ -123,10 +118,7 @@ def test_accumulated_slices_are_one_gradient(mode: str) -> None:
         np.add.at(mean, indices, np.divide(rows, 2))
     expected = reference.Reference("lans", start)
     expected.step([mean], RATE)
-    assert (
-        reference.relative_error(run.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
 
 
 @both_kerases
@@ -166,10 +158,7 @@ def test_keras_does_not_decay_a_second_time(which: str, name: str) -> None:
     for gradients in harness.gradient_steps(start, 5):
         run.step(gradients)
         expected.step(gradients, RATE)
-    assert (
-        reference.relative_error(run.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
 
 
 @both_kerases
@@ -200,10 +189,7 @@ def test_moving_average_and_overwriting(which: str, mode: str) -> None:
             ]
         if number % 3 == 0:
             expected.values = list(average)
-    assert (
-        reference.relative_error(run.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
 
 
 @both_kerases
@@ -238,10 +224,7 @@ def test_accumulated_micro_steps_are_one_update(mode: str) -> None:
         mean = [np.mean(each, axis=0) for each in zip(*window, strict=True)]
         expected.step(harness.clipped(mean, global_clipnorm=3.0), float(schedule(update)))
     assert harness.number(run.optimizer.iterations) == 6
-    assert (
-        reference.relative_error(run.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("mode", harness.MODES)
@@ -273,10 +256,7 @@ def test_schedules_count_updates_and_skipped_steps_do_not_move_them(which: str, 
         run.step([np.full_like(value, np.nan) for value in gradients])
         run.step(gradients)
         expected.step(gradients, float(schedule(number)))
-    assert (
-        reference.relative_error(run.values(), expected.values, start)
-        <= reference.FLOAT32_TOLERANCE
-    )
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
 
 
 @both_kerases
