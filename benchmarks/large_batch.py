@@ -6,7 +6,8 @@ r"""Do LANS and LAMB pay? Equally tuned optimizers at growing batches, on as man
 A small BERT is pretrained on the same examples in the same order by every method. At the largest
 batch each method has the same random draws of rate, beta_2 and warmup; at the others its rate is
 tuned around what scaling rules say; then it runs on fresh seeds at its best. Settings are chosen
-by one held-out part of the text and reported on another.
+by one held-out part of the text and reported on another. With `--draws=5,12` a study of five draws
+is made whole, and one of twelve goes on from it; the first is reported until the second is whole.
 
 The command prints how long all of it takes, then works until `--budget_hours` are used up. Each
 finished run is a line in `--results`, and is not done again: killed or stopped, go on by the same
@@ -60,7 +61,7 @@ QUICK = {
     "seq_length": 16,
     "max_predictions": 3,
     "held_out": 64,
-    "draws": 2,
+    "draws": ["2"],
     "rates": 1,
     "seeds": 2,
     "micro_batch": 16,
@@ -101,7 +102,10 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("held_out", 4096, "Rows held out.", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_list("batches", ["256", "1024", "4096"], "Ascending.", flag_values=FLAGS)
 flags.DEFINE_integer("examples", 262_144, "Of each run.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("draws", 12, "At the largest batch.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_list(
+    "draws", ["5", "12"], "At the largest batch; of several numbers, ascending, each makes a study "
+    "whole before the next goes on from it.", flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_integer(
     "rates", len(large_batch_methods.GRID), "At each other batch.", lower_bound=1,
     upper_bound=len(large_batch_methods.GRID), flag_values=FLAGS,
@@ -190,20 +194,28 @@ def prepare(flag_values: flags.FlagValues) -> str:
     return path
 
 
-def study_of(flag_values: flags.FlagValues, text: Text, backend: str) -> Study:
-    """The study that the flags and the text make.
+def _integers(flag_values: flags.FlagValues, name: str, example: str) -> tuple[int, ...]:
+    """A list of them, ascending and positive."""
+    given = flag_values[name].value
+    try:
+        found = tuple(int(each) for each in given)
+    except ValueError:
+        found = ()
+    if not found or list(found) != sorted(set(found)) or found[0] < 1:
+        raise UserError(
+            f"--{name}={','.join(given)}; expected positive integers, ascending, such as {example}"
+        )
+    return found
+
+
+def studies_of(flag_values: flags.FlagValues, text: Text, backend: str) -> list[Study]:
+    """The studies that the flags and the text make, one for each number of draws.
 
     Raises:
         UserError: sizes do not fit each other or the text.
     """
-    try:
-        batches = tuple(int(batch) for batch in flag_values.batches)
-    except ValueError as error:
-        raise UserError(
-            f"--batches={','.join(flag_values.batches)}; expected integers such as 256,1024"
-        ) from error
-    if not batches:
-        raise UserError("--batches is empty; give some, such as 256,1024")
+    batches = _integers(flag_values, "batches", "256,1024")
+    draws = _integers(flag_values, "draws", "5,12")
     seq_length = text.train.shape[1]
     if seq_length != flag_values.seq_length:
         raise UserError(
@@ -228,7 +240,7 @@ def study_of(flag_values: flags.FlagValues, text: Text, backend: str) -> Study:
     for batch in batches:
         if batch > micro_batch and batch % micro_batch:
             raise UserError(f"--micro_batch={micro_batch} does not divide the batch {batch}")
-    return Study(
+    study = Study(
         data=text.sha256,
         model=flag_values.model,
         sizes=ModelSizes(
@@ -240,32 +252,40 @@ def study_of(flag_values: flags.FlagValues, text: Text, backend: str) -> Study:
         ),
         examples=flag_values.examples,
         batches=batches,
-        draws=flag_values.draws,
+        draws=draws[-1],
         rates=flag_values.rates,
         seeds=flag_values.seeds,
         backend=backend,
     )
+    return [dataclasses.replace(study, draws=number) for number in draws]
 
 
-def _project(study: Study, staff: Sequence[Worker], flag_values: flags.FlagValues) -> float:
-    """Prints how long the study takes; the hours of a run."""
-    results = flag_values.results
-    done = large_batch_queue.of_study(study, large_batch_queue.read(results))
-    count, all_ = large_batch_queue.finished(study, done), large_batch_queue.total(study, done)
+def _project(
+    studies: Sequence[Study], staff: Sequence[Worker], flag_values: flags.FlagValues
+) -> float:
+    """Prints how long the studies take; the hours of a run."""
+    study = studies[0]
+    done = large_batch_queue.of_study(study, large_batch_queue.read(flag_values.results))
     method = large_batch_methods.METHODS["LANS eq. (9)"]
     run = dataclasses.replace(large_batch_methods.drawn(study, method, 0), batch=study.batches[0])
     rate = large_batch_workers.speed(staff, run, 0.0 if flag_values.quick else 5.0)
     hours = study.examples / rate / 3600
     print(
-        f"{rate:,.0f} examples/s in {len(staff)} processes; {count} of {all_} runs are done; the "
-        f"others take {(all_ - count) * hours:.1f} hours, a run {60 * hours * len(staff):.1f} "
-        "minutes",
+        f"{rate:,.0f} examples/s in {len(staff)} processes; a run takes "
+        f"{60 * hours * len(staff):.1f} minutes",
         flush=True,
     )
+    for study in studies:
+        count, all_ = large_batch_queue.finished(study, done), large_batch_queue.total(study, done)
+        print(
+            f"with --draws={study.draws} {count} of {all_} runs are done; the others take "
+            f"{(all_ - count) * hours:.1f} hours",
+            flush=True,
+        )
     return hours * len(staff)
 
 
-def _work(study: Study, data: str, flag_values: flags.FlagValues) -> None:
+def _work(studies: Sequence[Study], data: str, flag_values: flags.FlagValues) -> None:
     begin = time.monotonic()
     results, budget = flag_values.results, flag_values.budget_hours
     on_gpu = os.path.exists("/dev/nvidia0")
@@ -273,10 +293,10 @@ def _work(study: Study, data: str, flag_values: flags.FlagValues) -> None:
     stop = Stop()
     with (
         stop.listening(),
-        large_batch_workers.workers(study, data, flag_values.micro_batch, count) as staff,
+        large_batch_workers.workers(studies[0], data, flag_values.micro_batch, count) as staff,
     ):
-        hours = _project(study, staff, flag_values)
-        measured = large_batch_report.variance(study, large_batch_queue.read(results))
+        hours = _project(studies, staff, flag_values)
+        measured = large_batch_report.variance(studies[0], large_batch_queue.read(results))
         if flag_values.variance and measured is None and not stop.is_set:
             record = staff[0].ask({"variance": flag_values.variance_examples})
             large_batch_queue.append(results, record)
@@ -285,15 +305,20 @@ def _work(study: Study, data: str, flag_values: flags.FlagValues) -> None:
             used = (time.monotonic() - begin) / 3600
             return budget is None or used + hours <= budget
 
-        large_batch_workers.work(study, staff, results, may_start, stop)
-        done = large_batch_queue.of_study(study, large_batch_queue.read(results))
-        if any(large_batch_queue.remaining(study, done)) and not may_start():
+        for study in studies:
+            large_batch_workers.work(study, staff, results, may_start, stop)
+        done = large_batch_queue.of_study(studies[0], large_batch_queue.read(results))
+        if not may_start() and not all(
+            large_batch_queue.is_complete(study, done) for study in studies
+        ):
             print(f"the budget of {budget:g} hours has no room for another run", flush=True)
 
 
-def report(study: Study, flag_values: flags.FlagValues) -> None:
+def report(studies: Sequence[Study], flag_values: flags.FlagValues) -> None:
     """Draws and prints what there is; replaces the document's part."""
     records = large_batch_queue.read(flag_values.results)
+    done = large_batch_queue.of_study(studies[0], records)
+    study = large_batch_queue.reported(studies, done)
     prefix = large_batch_charts.prefix(flag_values.results, study, records)
     paths = large_batch_charts.draw(study, records, prefix, flag_values.target_loss)
     document = flag_values.document
@@ -318,21 +343,22 @@ def body(flag_values: flags.FlagValues) -> None:
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     data = prepare(flag_values)
     text = Text.load(data)
-    study = study_of(flag_values, text, backend)
+    studies = studies_of(flag_values, text, backend)
     if not flag_values.report_only:
         with large_batch_queue.lock(flag_values.results):
             parts = ("validation", "test")
-            frequencies = {part: text.frequency_loss(study.sizes, part) for part in parts}
-            target = flag_values.target_loss
-            large_batch_queue.note_plan(flag_values.results, study, target, frequencies)
+            frequencies = {part: text.frequency_loss(studies[0].sizes, part) for part in parts}
+            for study in studies:
+                target = flag_values.target_loss
+                large_batch_queue.note_plan(flag_values.results, study, target, frequencies)
             try:
-                _work(study, data, flag_values)
+                _work(studies, data, flag_values)
             except data_process.FailedError as error:
                 raise UserError(
                     f"{error}; finished runs are kept, go on by the same command; where memory is "
                     "short, with --processes=1"
                 ) from error
-    report(study, flag_values)
+    report(studies, flag_values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,8 +36,8 @@ def choose(
 ) -> dict[str, Callable[[], Figure]]:
     """The charts for which there are records that compare methods, by name.
 
-    As long as draws are left, those of the draws that all methods have made; batches and steps are
-    compared once no run is left.
+    As long as draws are left, those of the draws that all methods have made; batches are compared
+    once every method is tuned at each of its own, and steps once no run is left.
     """
     done = large_batch_queue.of_study(study, records)
     found = large_batch_report.places(study, large_batch_report.shown(study, records))
@@ -48,11 +48,12 @@ def choose(
         validation = frequencies.get("validation")
         chosen["loss_by_rate"] = lambda: loss_by_rate(study, found, validation)
         chosen["best_of_n"] = lambda: best_of_n(study, found, validation)
-        if large_batch_queue.rounds(study, done) == study.draws:
+        if large_batch_queue.is_drawn(study, done):
             chosen["loss_curves"] = lambda: loss_curves(study, found, validation)
-        if large_batch_queue.is_complete(study, done):
+        if large_batch_queue.is_tuned_everywhere(study, done):
             test = frequencies.get("test")
             chosen = {"loss_by_batch": lambda: loss_by_batch(found, test), **chosen}
+        if large_batch_queue.is_complete(study, done):
             goal = large_batch_report.default_target(study, records) if target is None else target
             if goal is not None:
                 chosen["steps_to_target"] = lambda: steps_to_target(found, goal)
@@ -113,6 +114,8 @@ def _batch_ticks(axes: Any, found: Sequence[Place]) -> None:
 def loss_by_batch(found: Sequence[Place], frequencies: float | None) -> Figure:
     """Each method at its best; bars from the lowest to the highest seed."""
     figure, axes = charts.canvas()
+    if not any(place.is_fresh for place in found):
+        axes.set_title("one seed, by which the settings were chosen", fontsize=9)
     for name, group in _of_methods(found, lambda place: place.loss is not None).items():
         losses = [place.loss for place in group]
         low = [place.loss - min(place.losses) for place in group]  # type: ignore[operator]

@@ -11,6 +11,7 @@ block. All that do not normalise the gradient clip its global norm at 1. What al
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,6 +101,14 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+@functools.cache
+def _point(seed: int, number: int) -> tuple[float, float, float]:
+    """Number `number` of the sequence, in the unit cube."""
+    return tuple(
+        qmc.Halton(3, scramble=True, rng=np.random.default_rng(seed)).random(number + 1)[-1]
+    )
+
+
 def drawn(study: Study, method: Method, number: int) -> Run:
     """Draw `number` of the hyper-parameters at the largest batch.
 
@@ -108,8 +117,7 @@ def drawn(study: Study, method: Method, number: int) -> Run:
     uniform in rate's logarithm, beta_2 and warmup, and any first few spread over all three: twelve
     independent ones leave holes, in which one method's best rate may lie and not another's.
     """
-    points = qmc.Halton(3, scramble=True, rng=np.random.default_rng(study.seed))
-    rate, beta_2, warmup = points.random(number + 1)[number]
+    rate, beta_2, warmup = _point(study.seed, number)
     low, high = np.log(method.rates)
     least, most = WARMUP_RATIOS
     return Run(

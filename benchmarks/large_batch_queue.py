@@ -1,9 +1,9 @@
 """Which runs are asked for, which are done, and in what order the others come.
 
 At the largest batch first, since the settings elsewhere follow from there: draw 1 of every method
-before draw 2 of any. Then the rates at the other batches, the largest first, and last the seeds at
-the best settings, a seed of all before the next. So a study that is cut off has treated all
-methods alike.
+before draw 2 of any. Then the rates at the other batches, the first of them everywhere before the
+second, and last the seeds at the best settings, a seed of all before the next. What a study that
+is cut off shows are the groups that are whole, so that it has treated all methods alike.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks import large_batch_methods
@@ -87,7 +88,7 @@ def note_plan(
     target_loss: float | None,
     frequency_losses: Mapping[str, float],
 ) -> None:
-    """Adds which runs a study asks for where its last such record differs.
+    """Adds which runs a study asks for, where no record says so yet.
 
     Args:
         path: of the results.
@@ -105,8 +106,7 @@ def note_plan(
         "target_loss": target_loss,
         "frequency_losses": dict(frequency_losses),
     }
-    noted = [each for each in plans(read(path)) if each["study"] == study.key]
-    if noted[-1:] != [record]:
+    if record not in plans(read(path)):
         append(path, record)
 
 
@@ -176,48 +176,51 @@ def places(study: Study) -> list[tuple[Method, int]]:
     ]
 
 
+def groups(study: Study, done: Records) -> Iterator[list[Run]]:
+    """The runs whose settings are known, in their order: a draw, a rate or a seed of all methods.
+
+    A group lacks the methods whose settings do not follow yet from what is done.
+    """
+    everywhere = places(study)
+    for here in (True, False):
+        tuning = [
+            tuning_runs(study, done, method, batch) or []
+            for method, batch in everywhere
+            if (batch == study.largest) == here
+        ]
+        for number in range(study.draws if here else study.rates):
+            yield [run for runs in tuning for run in runs[number:][:1]]
+    seeds = [
+        seed_runs(study, done, method, batch)
+        for method, batch in everywhere
+        if is_tuned(study, done, method, batch)
+    ]
+    for number in range(study.seeds):
+        yield [run for runs in seeds for run in runs[number:][:1]]
+
+
 def remaining(study: Study, done: Records) -> Iterator[Run]:
     """The runs that are not done and whose settings are known, in their order."""
-    everywhere = places(study)
-    tuning = {
-        (method.name, batch): tuning_runs(study, done, method, batch) or []
-        for method, batch in everywhere
-    }
-    for here in (True, False):
-        for number in range(study.draws if here else study.rates):
-            for method, batch in everywhere:
-                if (batch == study.largest) == here:
-                    yield from _not_done(study, done, tuning[method.name, batch][number:][:1])
-    for number in range(study.seeds):
-        for method, batch in everywhere:
-            if is_tuned(study, done, method, batch):
-                runs = seed_runs(study, done, method, batch)
-                yield from _not_done(study, done, runs[number:][:1])
+    return (run for group in groups(study, done) for run in group if run.key(study) not in done)
 
 
-def _not_done(study: Study, done: Collection[str], runs: Iterable[Run]) -> Iterator[Run]:
-    return (run for run in runs if run.key(study) not in done)
+def comparable(study: Study, done: Records) -> set[str]:
+    """The keys of the runs up to the first group that is not whole.
+
+    A group that lacks a method is behind one that is not whole.
+    """
+    keys = ({run.key(study) for run in group} for group in groups(study, done))
+    return set().union(*itertools.takewhile(lambda group: group <= done.keys(), keys))
 
 
-def rounds(study: Study, done: Records) -> int:
-    """How many of the draws at the largest batch, from the first on, every method has made."""
-    for number in range(study.draws):
-        runs = [large_batch_methods.drawn(study, each, number) for each in METHODS.values()]
-        if any(_not_done(study, done, runs)):
-            return number
-    return study.draws
+def is_drawn(study: Study, done: Records) -> bool:
+    """Whether every method has made all of its draws at the largest batch."""
+    return all(is_tuned(study, done, method, study.largest) for method in METHODS.values())
 
 
-def of_rounds(
-    study: Study, records: Iterable[Mapping[str, Any]], count: int
-) -> list[Mapping[str, Any]]:
-    """The records without the runs that are not among the first `count` draws."""
-    kept = {
-        large_batch_methods.drawn(study, method, number).key(study)
-        for method in METHODS.values()
-        for number in range(count)
-    }
-    return [each for each in records if each["kind"] != "run" or each["run"] in kept]
+def is_tuned_everywhere(study: Study, done: Records) -> bool:
+    """Whether every method has its best settings at each of its batches."""
+    return all(is_tuned(study, done, method, batch) for method, batch in places(study))
 
 
 def total(study: Study, done: Records) -> int:
@@ -234,6 +237,12 @@ def total(study: Study, done: Records) -> int:
 def is_complete(study: Study, done: Records) -> bool:
     """Whether no run is left."""
     return next(remaining(study, done), None) is None
+
+
+def reported(studies: Sequence[Study], done: Records) -> Study:
+    """Of studies that are made one after another, the last that is complete; else the first."""
+    complete = list(itertools.takewhile(lambda each: is_complete(each, done), studies))
+    return complete[-1] if complete else studies[0]
 
 
 def finished(study: Study, done: Records) -> int:

@@ -92,11 +92,9 @@ def places(study: Study, records: Sequence[Mapping[str, Any]]) -> list[Place]:
 
 
 def shown(study: Study, records: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """The records that treat all methods alike: until all draws are made, those of whole rounds."""
-    rounds = large_batch_queue.rounds(study, large_batch_queue.of_study(study, records))
-    if rounds == study.draws:
-        return records
-    return large_batch_queue.of_rounds(study, records, rounds)
+    """The records that treat all methods alike: draws, rates and seeds that all have made."""
+    kept = large_batch_queue.comparable(study, large_batch_queue.of_study(study, records))
+    return [each for each in records if each["kind"] != "run" or each["run"] in kept]
 
 
 def frequency_losses(study: Study, records: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
@@ -220,7 +218,7 @@ def table(
     found = places(study, shown(study, records))
     frequencies = frequency_losses(study, records)
     lines = [_state(study, records), ""]
-    if found and large_batch_queue.rounds(study, done) < study.draws:
+    if found and not large_batch_queue.is_drawn(study, done):
         lines += [*_draw_rows(study, found, frequencies), ""]
     elif found:
         target = default_target(study, records) if target is None else target

@@ -1,6 +1,7 @@
 """A tiny study for tests: its settings, its text, and records as its runs would leave them."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -50,12 +51,17 @@ def record_of(run: Run, loss: float, diverged: bool = False) -> dict[str, Any]:
     }
 
 
-def play(limit: int | None = None, diverges: str = "") -> list[dict[str, Any]]:
-    """The records of a study whose losses follow from the runs' keys."""
-    records: list[dict[str, Any]] = []
+def play(
+    limit: int | None = None,
+    diverges: str = "",
+    study: Study = STUDY,
+    records: Iterable[dict[str, Any]] = (),
+) -> list[dict[str, Any]]:
+    """The records of a study whose losses follow from the runs' keys, after those it has."""
+    records = list(records)
     while limit is None or len(records) < limit:
-        done = large_batch_queue.of_study(STUDY, records)
-        run = next(large_batch_queue.remaining(STUDY, done), None)
+        done = large_batch_queue.of_study(study, records)
+        run = next(large_batch_queue.remaining(study, done), None)
         if run is None:
             break
         loss = 2 + int(run.key(STUDY), 16) / 16**16

@@ -303,7 +303,9 @@ def test_the_sketch_keeps_squared_norms_on_average() -> None:
     ("argument", "told"),
     [
         ("--batches=16,8", "ascending"),
-        ("--batches=16,many", "expected integers"),
+        ("--batches=16,many", "expected positive integers"),
+        ("--draws=5,5", "expected positive integers, ascending, such as 5,12"),
+        ("--draws=0", "expected positive integers"),
         ("--batches=16,48", "no multiple of the batch 48"),
         ("--max_predictions=40", "expected less than 14"),
         ("--seq_length=32", "rows of --data are 16 long"),

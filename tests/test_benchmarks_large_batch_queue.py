@@ -63,7 +63,7 @@ def test_a_study_goes_on_where_it_was_cut(cut: int) -> None:
         assert following.key(STUDY) == whole[cut]["run"]
 
 
-def test_a_plan_is_noted_where_it_changes(tmp_path: pathlib.Path) -> None:
+def test_a_plan_is_noted_once(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "results.jsonl"
     other = dataclasses.replace(STUDY, data="other")
     longer = dataclasses.replace(STUDY, draws=3)
@@ -71,9 +71,9 @@ def test_a_plan_is_noted_where_it_changes(tmp_path: pathlib.Path) -> None:
         large_batch_queue.note_plan(path, study, None, {"validation": 3.0, "test": 3.1})
     large_batch_queue.note_plan(path, STUDY, 2.5, {"validation": 3.0, "test": 3.1})
     plans = large_batch_queue.plans(large_batch_queue.read(path))
-    assert [plan["study"] == STUDY.key for plan in plans] == [True, False, True, True, True]
-    assert [plan["draws"] for plan in plans] == [2, 2, 3, 2, 2]
-    assert [plan["target_loss"] for plan in plans] == [None] * 4 + [2.5]
+    assert [plan["study"] == STUDY.key for plan in plans] == [True, False, True, True]
+    assert [plan["draws"] for plan in plans] == [2, 2, 3, 2]
+    assert [plan["target_loss"] for plan in plans] == [None] * 3 + [2.5]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,25 @@ def test_what_a_killed_process_left_half_written_is_no_record(tmp_path: pathlib.
     path.write_text("nonsense\n" + path.read_text())
     with pytest.raises(UserError, match="line 1 is no record"):
         large_batch_queue.read(path)
+
+
+def test_of_growing_studies_the_last_that_is_whole_is_reported() -> None:
+    longer = dataclasses.replace(STUDY, draws=3)
+    records = play()
+    done = large_batch_queue.of_study(STUDY, records)
+    for studies, cut, expected in (
+        ([STUDY, longer], 59, STUDY),
+        ([STUDY, longer], 60, STUDY),
+        ([longer, STUDY], 60, longer),
+    ):
+        some = dict(itertools.islice(done.items(), cut))
+        assert large_batch_queue.reported(studies, some) == expected
+    records = play(study=longer, records=records)
+    done = large_batch_queue.of_study(longer, records)
+    assert large_batch_queue.is_complete(STUDY, done)
+    assert large_batch_queue.reported([STUDY, longer], done) == longer
+    # Ten more draws, and anew what follows from each that was better than those before.
+    assert 70 <= len(records) < 60 + 10 + 5 * 2 + (10 + 5) * 2
 
 
 def test_two_studies_do_not_write_one_file(tmp_path: pathlib.Path) -> None:
@@ -194,16 +213,41 @@ def test_differences_are_of_the_same_seed() -> None:
     assert large_batch_report.difference(one, tuned) is None
 
 
+# Draws of ten methods, rates of five at the other batch, seeds of both: the first run, and how many
+# a group has.
+GROUPS = ((0, 10), (20, 5), (30, 15))
+
+
 @given(cut=st.integers(0, 60))
 @settings(max_examples=15, deadline=None)
 def test_methods_are_shown_after_equal_tries(cut: int) -> None:
     records = play(cut)
     done = large_batch_queue.of_study(STUDY, records)
-    assert large_batch_queue.rounds(STUDY, done) == min(cut // len(METHODS), STUDY.draws)
     found = large_batch_report.places(STUDY, large_batch_report.shown(STUDY, records))
-    if cut < 20:
-        assert {len(place.tuning) for place in found} == ({cut // 10} if cut >= 10 else set())
+    draws, rates, seeds = (min(2, max(0, cut - before) // size) for before, size in GROUPS)
+    here = [place for place in found if place.batch == 16]
+    elsewhere = [place for place in found if place.batch == 8]
+    assert {len(place.tuning) for place in here} == ({draws} if draws else set())
+    assert {len(place.tuning) for place in elsewhere} == ({rates} if rates else set())
+    assert {len(place.at_best) if place.is_fresh else 0 for place in found} <= {seeds}
+    assert large_batch_queue.is_drawn(STUDY, done) == (cut >= 20)
+    assert large_batch_queue.is_tuned_everywhere(STUDY, done) == (cut >= 30)
     assert large_batch_queue.is_complete(STUDY, done) == (cut == 60)
+
+
+def test_a_study_that_did_not_wait_for_a_slow_run_shows_whole_groups() -> None:
+    records = play(30)
+
+    def tries(missing: int) -> list[int]:
+        there = [*records[:missing], *records[missing + 1 :]]
+        found = large_batch_report.places(STUDY, large_batch_report.shown(STUDY, there))
+        return [len(place.tuning) for place in found]
+
+    assert tries(3) == []  # of the first draw
+    assert tries(13) == [1] * 10
+    assert tries(22) == [2] * 10  # of the first rate
+    assert sorted(tries(27)) == [1] * 5 + [2] * 10
+    assert tries(30) == [2] * 15
 
 
 # What is not clearly below the loss of frequencies is not learnt.
@@ -224,7 +268,7 @@ def test_the_target_is_one_that_is_learnt(limit: float, target: float | None) ->
 
 
 def test_charts_and_table_show_what_there_is(tmp_path: pathlib.Path) -> None:
-    drawn = {60: 5, 0: 0, 1: 0, 9: 0, 12: 2, 25: 3, 59: 3}
+    drawn = {60: 5, 0: 0, 1: 0, 9: 0, 12: 2, 25: 3, 30: 4, 59: 4}
     for count, charts in drawn.items():
         records = play(count)
         plan = {
@@ -247,8 +291,8 @@ def test_charts_and_table_show_what_there_is(tmp_path: pathlib.Path) -> None:
         tables = [part for part in text.split("\n\n") if part.startswith("|")]
         for rows in tables:
             assert len({row.count("|") for row in rows.splitlines()}) == 1
-        is_partly_tuned = "the tuning seed alone" in text or "unfinished" in text
-        assert is_partly_tuned == (20 <= count < 60)
+        is_partly_tuned = "the tuning seed alone" in text or ", unfinished" in text
+        assert is_partly_tuned == (20 <= count < 45)
 
 
 # The loop
