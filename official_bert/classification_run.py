@@ -103,6 +103,18 @@ class ClassificationSettings:
         if self.micro_batch_size is not None and self.micro_batch_size < 0:
             raise UserError(f"--micro_batch_size is {self.micro_batch_size}; expected at least 0")
 
+    def data_files(self) -> dict[str, str]:
+        """The paths of all files that are read, by name.
+
+        Raises:
+            UserError: `data_dir` is not the folder of the GLUE task.
+        """
+        if self.task == CLASSIFY:
+            return {"--train_file": str(self.train_file), "--dev_file": str(self.dev_file)}
+        task = glue.TASKS[str(self.glue_task)]
+        folder = glue.folder_of(task, str(self.data_dir))
+        return {name: os.path.join(folder, name) for name in (glue.TRAIN, *dict(task.dev).values())}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:

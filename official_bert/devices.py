@@ -57,7 +57,8 @@ def build_strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.S
     TensorFlow wants a strategy over several workers built before anything is computed.
 
     Raises:
-      UserError: an unknown strategy or precision, more GPUs than there are, no cluster, no TPU.
+      UserError: an unknown strategy or precision, more GPUs than there are or than the strategy
+        takes, no cluster, no TPU.
     """
     if runtime.mixed_precision_dtype not in PRECISIONS:
         raise UserError(
@@ -70,6 +71,9 @@ def build_strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.S
             f"runtime.distribution_strategy is {runtime.distribution_strategy!r}; expected "
             f"one of {', '.join(STRATEGIES)}"
         )
+    problem = unused_gpus(runtime)
+    if problem is not None:
+        raise UserError(problem)
     if name == "tpu":
         return _tpu_strategy(runtime.tpu)
     if name == "multi_worker_mirrored":
@@ -81,6 +85,20 @@ def build_strategy(runtime: config_definitions.RuntimeConfig) -> tf.distribute.S
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=_mirrored_reduction(runtime))
+
+
+def unused_gpus(runtime: config_definitions.RuntimeConfig) -> str | None:
+    """Why `num_gpus` cannot be had from `one_device`, as Model Garden refuses it; None if it can.
+
+    Args:
+      runtime: `runtime`.
+    """
+    if runtime.distribution_strategy.lower() != "one_device" or runtime.num_gpus <= 1:
+        return None
+    return (
+        f"runtime.distribution_strategy is one_device, runtime.num_gpus {runtime.num_gpus}; "
+        "expected mirrored for several GPUs (official_bert.finetune: --distribution_strategy)"
+    )
 
 
 def idle_gpus(runtime: config_definitions.RuntimeConfig, seen: int) -> str | None:

@@ -26,11 +26,9 @@ from official_bert import (
     configuration,
     continuation,
     devices,
-    disk_space,
+    doctor_report,
     estimates,
     experiments,
-    metrics_log,
-    noise_scale,
     optimization,
     preflight,
     ranges,
@@ -59,19 +57,18 @@ flags.DEFINE_integer(
 
 run_data.define_flags(FLAGS)
 
-Rows = Sequence[tuple[str, str]]
-
 
 def runtime_problems(
     runtime: config_definitions.RuntimeConfig, seen: Mapping[str, int]
 ) -> Iterator[str]:
-    """A strategy that this machine cannot run.
+    """A strategy that this machine cannot run, or none can.
 
     Args:
         runtime: `runtime`.
         seen: what TensorFlow sees, a count by type: "GPU", "TPU".
     """
     name = runtime.distribution_strategy.lower()
+    yield from filter(None, [devices.unused_gpus(runtime)])
     if runtime.num_gpus > seen["GPU"]:
         yield (
             f"runtime.num_gpus is {runtime.num_gpus}, TensorFlow sees {seen['GPU']}; lower it, or "
@@ -132,102 +129,6 @@ def tensorflow_devices() -> dict[str, int]:
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
     return seen | {"CPU": len(tf.config.list_logical_devices("CPU"))}
-
-
-def table(title: str, rows: Rows) -> str:
-    """A section of the report: a title and aligned rows.
-
-    Example:
-        >>> print(table("Batch", [("steps", "10"), ("epochs", "0.5")]))
-        Batch
-          steps   10
-          epochs  0.5
-    """
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
-
-
-def device_rows(machine: Machine, seen: Mapping[str, int]) -> Rows:
-    """The machine's devices, and how many of them TensorFlow sees."""
-    memory = estimates.in_words(machine.memory_bytes) if machine.memory_bytes else "unknown"
-    bfloat16 = " and ".join(machine.bfloat16) or "no instructions"
-    gpus = "none"
-    if machine.gpus:
-        kinds = ", ".join(sorted(set(machine.gpus)))
-        size = f", {estimates.in_words(machine.gpu_bytes)} each" if machine.gpu_bytes else ""
-        gpus = f"{len(machine.gpus)} ({kinds}{size}), TensorFlow sees {seen['GPU']}"
-    tpus = f"{machine.tpus} chips, TensorFlow sees {seen['TPU']}" if machine.tpus else "none"
-    processors = f"logical processors: {machine.cores}; memory: {memory}; bfloat16: {bfloat16}"
-    return [("CPU", processors), ("GPU", gpus), ("TPU", tpus)]
-
-
-def batch_rows(batches: estimates.Batches, workers: int, replicas: int) -> Rows:
-    """How the run cuts its examples."""
-    epochs = "unknown: no shards"
-    if batches.epochs is not None:
-        epochs = f"{batches.epochs:.4g} over {batches.split_examples:,} examples"
-    passes = (
-        f"1 of {batches.micro_batches:,} a step" if batches.micro_batches > 1 else "all at once"
-    )
-    return [
-        ("steps", f"{batches.steps:,}"),
-        ("examples in all", f"{batches.examples:,}"),
-        ("epochs", epochs),
-        ("global batch", f"{batches.global_batch:,}"),
-        ("of a worker", f"{batches.per_worker:,} (workers: {workers:,})"),
-        ("of a replica", f"{batches.per_replica:,} (replicas: {replicas:,})"),
-        ("of a micro-batch", f"{batches.per_micro_batch:,} ({passes})"),
-        ("tokens a step", f"{batches.tokens_per_step:,}"),
-    ]
-
-
-def rate_rows(params: config_definitions.ExperimentConfig) -> Rows:
-    """The learning rate at the points that matter."""
-    rates = estimates.learning_rates(params.trainer.optimizer_config, params.trainer.train_steps)
-    return [(f"step {rate.step:,}", f"{rate.rate:.6g} ({rate.name})") for rate in rates]
-
-
-def model_rows(params: config_definitions.ExperimentConfig) -> Rows:
-    """Weights, and what keeping them costs on disk."""
-    task = params.task
-    count = estimates.parameters(task.model, task.train_data.use_next_sentence_label)
-    size = disk_space.checkpoint_bytes(params) or 0
-    kept = params.trainer.max_to_keep
-    return [
-        ("parameters", f"{count.model:,}, of which {count.trained:,} are trained"),
-        (
-            "a checkpoint",
-            f"{estimates.in_words(size)}; {kept} kept: {estimates.in_words(kept * size)}",
-        ),
-    ]
-
-
-def memory_rows(memory: estimates.Memory, copies: int, limit: int | None) -> Rows:
-    """The estimate by part, and the device it must fit in.
-
-    Args:
-        memory: of a replica.
-        copies: replicas that share the device.
-        limit: the device's bytes; None where they are not known.
-    """
-    rows = [(name, estimates.in_words(value)) for name, value in vars(memory).items()]
-    of_all = f" for each of {copies} replicas on one CPU" if copies > 1 else ""
-    size = estimates.in_words(limit) if limit else "unknown"
-    return [*rows, ("total", estimates.in_words(memory.total) + of_all), ("the device has", size)]
-
-
-def noise_rows(model_dir: str, batches: estimates.Batches) -> Rows:
-    """The gradient noise scale beside the batch, where a run has left its gradients' norms."""
-    path = os.path.join(model_dir, metrics_log.METRICS)
-    if not model_dir or not tf.io.gfile.exists(path):
-        return []
-    found = noise_scale.from_rows(metrics_log.read(path), batches.global_batch, batches.pieces)
-    if found is None:
-        return []
-    return [
-        ("noise scale", f"{found.rounded} examples, over the last {found.steps:,} steps"),
-        ("is the batch too large?", found.verdict(batches.global_batch)),
-    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -294,18 +195,18 @@ def examine(
         batches = estimates.batches(
             params, workers=workers, replicas=replicas, split_examples=examples
         )
-        sections.append(table("Training batches", batch_rows(batches, workers, replicas)))
+        sections.append(doctor_report.batch_table(batches, workers, replicas))
     if trains:
         with contextlib.suppress(UserError):  # it is among the problems
-            sections.append(table("Learning rate", rate_rows(params)))
+            sections.append(doctor_report.rate_table(params))
     if is_bert and is_sound("task.model."):
-        sections.append(table("Model", model_rows(params)))
+        sections.append(doctor_report.model_table(params))
     if batches is not None and is_bert:
         section, more = _memory(params, batches, machine, seen, replicas // workers, manifest)
         sections.append(section)
         warnings += more
-    if batches is not None and (noise := noise_rows(model_dir, batches)):
-        sections.append(table("Gradient noise", noise))
+    if batches is not None and (noise := doctor_report.noise_table(model_dir, batches)):
+        sections.append(noise)
     return Report(
         sections=tuple(sections),
         problems=tuple(dict.fromkeys(problems)),
@@ -382,7 +283,7 @@ def _memory(
             f"{'will' if needed > limit else 'may'} not fit; lower task.micro_batch_size, now "
             f"{batches.per_micro_batch}"
         )
-    return table("Memory of a replica, estimated", memory_rows(memory, copies, limit)), warnings
+    return doctor_report.memory_table(memory, copies, limit), warnings
 
 
 def _is_bert(task: config_definitions.TaskConfig) -> bool:
@@ -407,8 +308,8 @@ def _examples(
 def body(flag_values: flags.FlagValues) -> None:
     """Prints the report; a `UserError` at its end is the exit code."""
     machine, seen = probe(), tensorflow_devices()
-    print(table("Versions", list(versions.installed().items())))
-    print(table("Devices", device_rows(machine, seen)), flush=True)
+    print(doctor_report.table("Versions", list(versions.installed().items())))
+    print(doctor_report.device_table(machine, seen), flush=True)
     problems = [*device_problems(machine, seen, os.environ.get("CUDA_VISIBLE_DEVICES"))]
     warnings: Iterable[str] = ()
     experiments.register()

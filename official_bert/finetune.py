@@ -47,6 +47,7 @@ from official_bert import (
     squad_task,
     sweep,
 )
+from tfrecords import files
 from tfrecords.errors import UserError
 
 SQUAD = "squad"
@@ -230,7 +231,12 @@ def body(flag_values: flags.FlagValues, stop: interruption.StopRequest) -> None:
     rates = flag_values.learning_rates
     results = sweep.run(
         settings,
-        sweep.Task(run=run, main_score=score, settings=sweep.shared_settings(settings, chosen)),
+        sweep.Task(
+            run=run,
+            main_score=score,
+            settings=sweep.shared_settings(settings, chosen),
+            data=_digests(chosen.data_files()),
+        ),
         (settings.peak_learning_rate,) if rates is None else sweep.learning_rates(rates),
         (settings.seed,) if flag_values.seeds is None else sweep.seeds(flag_values.seeds),
         strategy,
@@ -239,6 +245,12 @@ def body(flag_values: flags.FlagValues, stop: interruption.StopRequest) -> None:
     if is_chief:
         print(sweep.table(results), end="")
         print(f"results: {os.path.join(flag_values.model_dir, sweep.TABLE)}")
+
+
+def _digests(paths: Mapping[str, str]) -> dict[str, str]:
+    """The SHA-256 of files; a run tells which is missing."""
+    there = {name: path for name, path in paths.items() if tf.io.gfile.exists(path)}
+    return {name: files.sha256(path) for name, path in there.items() if not tf.io.gfile.isdir(path)}
 
 
 def _report(flag_values: flags.FlagValues, metrics: Metrics) -> None:

@@ -29,6 +29,7 @@ from tfrecords.errors import UserError
 FINETUNE = "official_bert.finetune"
 COMMANDS = ("official_bert.train", "official_bert.pretrain", FINETUNE)
 MANY_WORKERS = "multi_worker_mirrored"
+_MANY_GPUS = "mirrored"
 
 _STRATEGY, _NUM_GPUS = "runtime.distribution_strategy", "runtime.num_gpus"
 _ALONE = ("one_device", "mirrored")
@@ -220,8 +221,16 @@ def gpu_environments(workers: int, gpus: int, visible: str | None) -> list[dict[
     ]
 
 
+def _strategy(workers: int, gpus: int) -> str | None:
+    """What uses all of them; None where the default does."""
+    if workers > 1:
+        return MANY_WORKERS
+    return _MANY_GPUS if gpus > 1 else None
+
+
 def _strategy_arguments(arguments: Sequence[str], workers: int, gpus: int) -> list[str]:
-    defaults = {_STRATEGY: MANY_WORKERS} if workers > 1 else {}
+    strategy = _strategy(workers, gpus)
+    defaults = {_STRATEGY: strategy} if strategy else {}
     defaults |= {_NUM_GPUS: str(gpus)} if gpus else {}
     if not defaults:
         return []
@@ -255,8 +264,9 @@ def _finetuning_arguments(arguments: Sequence[str], workers: int, gpus: int) -> 
             f"train alone, all into one --model_dir; leave it out, or give {MANY_WORKERS}"
         )
     added = []
-    if workers > 1 and given is None:
-        added.append(f"--distribution_strategy={MANY_WORKERS}")
+    strategy = _strategy(workers, gpus)
+    if strategy and given is None:
+        added.append(f"--distribution_strategy={strategy}")
     if gpus and last_value(arguments, "num_gpus") is None:
         added.append(f"--num_gpus={gpus}")
     return added
@@ -359,7 +369,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body(flag_values: flags.FlagValues) -> None:
         job = job_from(flag_values, arguments[at + 1 :], os.environ)
-        endings.append(supervision.supervise(job, Screen(sys.stdout.buffer).show))
+        try:
+            endings.append(supervision.supervise(job, Screen(sys.stdout.buffer).show))
+        except OSError as error:
+            # Of the logs most often; unlike a mistake, worth another start by who started this.
+            endings.append(supervision.Ending(code=supervision.FAILED, error=str(error)))
 
     code = command.run(body, FLAGS, arguments[:at])
     if not endings:

@@ -3,9 +3,9 @@
 import textwrap
 from collections.abc import Sequence
 
-from official_bert import doctor, estimates, plan_time
+from official_bert import doctor_report, estimates, plan_time
 from official_bert.plan_result import Planned
-from official_bert.plan_time import Cluster, Point, duration
+from official_bert.plan_time import Cluster, Point, duration, three_digits
 
 _WIDTH = 96
 
@@ -40,11 +40,6 @@ def schedule_rows(planned: Planned) -> Rows:
     ]
 
 
-def _count(value: float) -> str:
-    """Three digits, or the whole number."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def memory_rows(planned: Planned, cluster: Cluster) -> Rows:
     """What a device needs and has, estimated."""
     needed, limit = planned.memory.total, cluster.device.memory_bytes
@@ -64,7 +59,10 @@ def time_rows(planned: Planned) -> Rows:
         (plan_time.UPDATE, duration(step.update)),
         (plan_time.ALL_REDUCE, duration(step.all_reduce)),
         (f"{plan_time.INPUT}, beside the rest", duration(step.input)),
-        ("a step", f"{duration(step.total)}, {_count(rate)} examples a second; {step.limit} binds"),
+        (
+            "a step",
+            f"{duration(step.total)}, {three_digits(rate)} examples a second; {step.limit} binds",
+        ),
         ("the phase", duration(planned.phase.steps * step.total)),
     ]
 
@@ -112,7 +110,8 @@ def assumptions(found: Sequence[Planned], cluster: Cluster) -> list[str]:
         f"all-reduce: a ring in float32, once a step, at {cluster.ring_bandwidth / 1e9:.4g} GB/s "
         f"and {found[0].assumed.hop_seconds * 1e6:g} microseconds a turn",
         f"update: {device.memory_bandwidth / 1e9:,.4g} GB/s of memory",
-        f"input: {_count(found[0].assumed.input_tokens_per_second)} tokens a second of each worker",
+        f"input: {three_digits(found[0].assumed.input_tokens_per_second)} tokens a second of each "
+        "worker",
         "overlap: input with everything, nothing else",
         "left out: start, compilation, checkpoints, evaluation, waiting for slow machines",
         f"source of the device's numbers: {device.source}",
@@ -135,8 +134,8 @@ def sections(found: Sequence[Planned], cluster: Cluster) -> list[str]:
     for number, planned in enumerate(found, start=1):
         name = f"Phase {number}: rows of {planned.phase.seq_length} tokens"
         rows = [*schedule_rows(planned), *memory_rows(planned, cluster), *time_rows(planned)]
-        tables.append(doctor.table(name, rows))
-    tables.append(doctor.table("The whole run, estimated", scaling_rows(found, cluster)))
+        tables.append(doctor_report.table(name, rows))
+    tables.append(doctor_report.table("The whole run, estimated", scaling_rows(found, cluster)))
     lines = [f"  - {line}" for line in assumptions(found, cluster)]
     return [*tables, "\n".join(["Assumed", *lines])]
 

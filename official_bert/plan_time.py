@@ -317,28 +317,44 @@ def doublings(most: int) -> list[int]:
 
 
 def last_that_pays(points: Sequence[Point]) -> Point | None:
-    """Where more devices stop paying: the first whose doubling saves less than a quarter.
+    """Where more devices stop paying: from there on every doubling saves less than a quarter.
+
+    One that saves little may be followed by some that save more, as behind the first machine, from
+    which on the network binds.
 
     Args:
         points: of 1, 2, 4, ... devices.
 
     Returns:
-        None where every doubling pays.
+        None where the last doubling pays.
     """
-    for point, doubled in zip(points, points[1:], strict=False):
-        if doubled.seconds > (1 - LEAST_SAVING) * point.seconds:
-            return point
-    return None
+    last = None
+    for point, doubled in zip(points[-2::-1], points[:0:-1], strict=True):
+        if doubled.seconds <= (1 - LEAST_SAVING) * point.seconds:
+            break
+        last = point
+    return last
 
 
 def duration(seconds: float) -> str:
     """A time in the unit that suits it.
 
     Example:
-        >>> duration(0.0125), duration(3216), duration(9612), duration(400_000)
-        ('12.5 ms', '53.6 min', '2.67 h', '4.63 days')
+        >>> duration(0.0125), duration(1.26), duration(3216), duration(9612), duration(400_000)
+        ('12.5 ms', '1.26 s', '53.6 min', '2.67 h', '4.63 days')
     """
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= 2 * size or (unit == "h" and seconds >= 1.5 * size):
-            return f"{seconds / size:.3g} {unit}"
-    return f"{1000 * seconds:.3g} ms"
+    units = (("days", 86400, 2), ("h", 3600, 1.5), ("min", 60, 2), ("s", 1, 1))
+    for unit, size, least in units:
+        if seconds >= least * size:
+            return f"{three_digits(seconds / size)} {unit}"
+    return f"{three_digits(1000 * seconds)} ms"
+
+
+def three_digits(value: float) -> str:
+    """Three digits, or the whole number.
+
+    Example:
+        >>> three_digits(1.2345), three_digits(123.45), three_digits(123456)
+        ('1.23', '123', '123,456')
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -352,13 +352,21 @@ def dev_windows(
         progress: whether a bar shows how far it is.
 
     Raises:
-        UserError: no context holds a word.
+        UserError: no context holds a word or, of SQuAD v2.0, one of them does not.
     """
     examples = _examples(squad.articles, is_training=False, version_2=squad.version_2)
     features: list[squad_lib.InputFeatures] = []
     _convert(examples, tokenizer, settings, False, features.append, progress)
     if not features:
         raise UserError(f"{squad.path}: no context holds a word; expected text to answer from")
+    read = {feature.example_index for feature in features}
+    # `squad_lib` takes "no answer" from a row of the question, which has none.
+    wordless = [each.qas_id for number, each in enumerate(examples) if number not in read]
+    if squad.version_2 and wordless:
+        raise UserError(
+            f"{squad.path}: the contexts of {len(wordless)} questions hold no word: "
+            f"{shown(wordless)}; give them text, or take the questions out"
+        )
     return _stack([_row(feature) for feature in features]), examples, features
 
 

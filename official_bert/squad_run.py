@@ -63,6 +63,10 @@ class SquadSettings:
         if self.micro_batch_size is not None and self.micro_batch_size < 0:
             raise UserError(f"--micro_batch_size is {self.micro_batch_size}; expected at least 0")
 
+    def data_files(self) -> dict[str, str]:
+        """The paths of all files that are read, by name."""
+        return {"--train_file": self.train_file, "--dev_file": self.dev_file}
+
 
 def config(
     settings: finetune_plan.Settings,

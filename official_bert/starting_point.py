@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 from official.nlp.configs import encoders
 
 import tfrecords
@@ -41,10 +42,10 @@ def find(
 ) -> StartingPoint:
     """Gathers what a pretraining run says of itself; what is given explicitly wins.
 
-    The vocabulary is looked for in the run's folder, in its shards' folder and in the folder
-    above; the casing in the run's folder, in the config of a finetuned run, in the shards'
-    manifest, else in the vocabulary: one with capitals is cased. An exported SavedModel has all
-    three in its assets.
+    The vocabulary is that of the run's folder; where there is none it is looked for in its shards'
+    folder, whose it must be, and in the folder above. The casing is looked for in the run's folder,
+    in the config of a finetuned run, in the shards' manifest, else in the vocabulary: one with
+    capitals is cased. An exported SavedModel has all three in its assets.
 
     Args:
         init_checkpoint: a pretraining `model_dir`, a checkpoint in one, a folder that
@@ -66,11 +67,15 @@ def find(
     run = saved_encoders.assets(exported) if exported else os.path.dirname(checkpoint)
     saved = _saved_task(run)
     encoder = _encoder(saved, config_file, run)
-    manifest = _manifest(saved)
-    vocabulary = Vocabulary.load(vocab_file or _find_vocabulary(run, manifest))
+    kept = _kept_vocabulary(run)
+    # Shards may have been built anew since a run that kept its vocabulary.
+    manifest = None if kept else _manifest(saved)
+    vocabulary = Vocabulary.load(vocab_file or kept or _find_vocabulary(run, manifest))
     if manifest is not None:
         manifest.check_vocabulary(vocabulary)
     _check_size(vocabulary, encoder)
+    if vocab_file and kept:
+        _warn_of_others(vocabulary, Vocabulary.load(kept))
     if lower_case is None:
         lower_case = input.kept_casing(run)
     if lower_case is None and exported:
@@ -116,13 +121,21 @@ def _manifest(saved: dict[str, Any]) -> tfrecords.Manifest | None:
     return tfrecords.Manifest.load(shards)
 
 
+def _kept_vocabulary(run: str) -> str:
+    """The vocabulary that a run left in its folder; empty where it left none."""
+    path = os.path.join(run, VOCABULARY)
+    return path if run and tf.io.gfile.exists(path) else ""
+
+
 def _find_vocabulary(run: str, manifest: tfrecords.Manifest | None) -> str:
-    folders = [run, *([manifest.directory] if manifest else []), os.path.dirname(run)]
+    folders = [*([manifest.directory] if manifest else []), os.path.dirname(run)]
     for folder in folders if run else []:
         path = os.path.join(folder, VOCABULARY)
         if tf.io.gfile.exists(path):
             return path
-    looked = f"there is no {VOCABULARY} in {', '.join(folders)}" if run else "there is no run"
+    looked = (
+        f"there is no {VOCABULARY} in {', '.join([run, *folders])}" if run else "there is no run"
+    )
     raise UserError(f"{looked} to take the vocabulary from; give --vocab_file")
 
 
@@ -132,6 +145,20 @@ def _check_size(vocabulary: Vocabulary, encoder: encoders.EncoderConfig) -> None
         raise UserError(
             f"{vocabulary.path} has {len(vocabulary)} entries, the encoder {rows} embedding "
             "rows; expected the vocabulary of its pretraining: give that as --vocab_file"
+        )
+
+
+def _warn_of_others(given: Vocabulary, kept: Vocabulary) -> None:
+    """Says how many rows of the embeddings stand for other word pieces than were trained."""
+    pairs = zip(given.tokens, kept.tokens, strict=False)
+    if count := sum(one != other for one, other in pairs):
+        logging.warning(
+            "%s differs from the run's own %s in %d of %d entries, whose embeddings are of other "
+            "word pieces; leave --vocab_file out unless that is meant",
+            given.path,
+            kept.path,
+            count,
+            len(kept),
         )
 
 

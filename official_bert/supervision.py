@@ -368,12 +368,13 @@ class _Start:
         await _any([exits], self._stop.insisted, seconds)
 
     async def _drain(self) -> None:
-        ends = asyncio.gather(
-            *(worker.exited for worker in self.workers),
-            *(worker.drained for worker in self.workers),
-        )
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ends, self._job.margin_seconds)
+        """Waits for the last words; what a worker started may keep its output open for longer."""
+        exits = [worker.exited for worker in self.workers]
+        ends = [worker.drained for worker in self.workers]
+        # Cancels nothing: `close` has to see which outputs are still open.
+        await asyncio.wait([*exits, *ends], timeout=self._job.margin_seconds)
+        for each in filter(asyncio.Future.done, ends):
+            each.result()
 
 
 async def _any(futures: Sequence[asyncio.Future], event: asyncio.Event, seconds: float) -> None:

@@ -21,6 +21,7 @@ _DIVERGED = "diverged"
 # What the runs of a sweep differ in, and what changes none of their results.
 _OWN = ("model_dir", "learning_rate", "seed")
 _START, _FINGERPRINT = "init_checkpoint", "init_checkpoint_fingerprint"
+_DATA = "data_sha256"
 
 _RUN, _SKIP, _STOP = range(3)
 
@@ -33,11 +34,13 @@ class Task:
         run: from settings and a strategy to a run's metrics.
         main_score: from metrics to what runs are compared by; more is better.
         settings: all that is the same in every run, by flag.
+        data: SHA-256 of the files that all runs read, by name.
     """
 
     run: Callable[[finetune_plan.Settings, tf.distribute.Strategy], Mapping[str, float]]
     main_score: Callable[[Mapping[str, float]], float]
     settings: Mapping[str, Any]
+    data: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,6 +166,8 @@ def run(
     settings = dataclasses.replace(settings, init_checkpoint=start)
     task = dataclasses.replace(task, settings={**task.settings, _START: start})
     known = _known(root, task)
+    # Now: the pretraining may delete it before the last run is done, each of which restores it.
+    fingerprint = checkpoints.fingerprint(start)
     is_chief = cluster.this_worker(strategy).is_chief
     results: list[Result] = []
     for rate in rates:
@@ -182,11 +187,11 @@ def run(
                 known[rate, seed] = done
                 if is_chief:
                     _keep_newest(os.path.join(root, done.folder))
-                    _write(root, task, known)
+                    _write(root, task, fingerprint, known)
             if done is not None:
                 results.append(done)
     if is_chief:
-        _write(root, task, known)
+        _write(root, task, fingerprint, known)
     if cluster.of_the_chief(strategy, int(all(result.score is None for result in results))):
         raise UserError(
             f"{root}: every run diverged, at --learning_rates {', '.join(f'{x:g}' for x in rates)};"
@@ -270,6 +275,12 @@ def _known(root: str, task: Task) -> dict[tuple[float, int], Result]:
                 f"{root} holds another sweep: --{name} was {before.get(name)!r}, now "
                 f"{now.get(name)!r}; choose another --model_dir, or restore the old value"
             )
+    for name, digest in saved.get(_DATA, {}).items():
+        if task.data.get(name, digest) != digest:
+            raise UserError(
+                f"{root} holds a sweep on other data: the file of {name} has changed since; choose "
+                "another --model_dir, or restore the file"
+            )
     return {
         (result.learning_rate, result.seed): result
         for result in found
@@ -286,9 +297,9 @@ def _check_start(root: str, saved: Mapping[str, Any], now: str) -> None:
     runs know their checkpoint.
     """
     before = saved.get("settings", {}).get(_START, now)
-    if _FINGERPRINT in saved:
+    if saved.get(_FINGERPRINT) or (saved and not before):
         used = [before]
-        is_same = saved[_FINGERPRINT] == checkpoints.fingerprint(now)
+        is_same = saved.get(_FINGERPRINT) == checkpoints.fingerprint(now)
     else:
         used = _starts(root) or [before]
         is_same = all(checkpoints.is_same(each, now) for each in used)
@@ -366,14 +377,20 @@ def details(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write(root: str, task: Task, known: Mapping[tuple[float, int], Result]) -> None:
+def _write(
+    root: str,
+    task: Task,
+    fingerprint: str | None,
+    known: Mapping[tuple[float, int], Result],
+) -> None:
     results = [known[key] for key in sorted(known)]
     chosen = best(results)
     has_best = chosen.score is not None
     rates = sorted({result.learning_rate for result in results})
     content = {
         "settings": dict(task.settings),
-        _FINGERPRINT: checkpoints.fingerprint(task.settings[_START]),
+        _FINGERPRINT: fingerprint,
+        _DATA: dict(task.data),
         "runs": [{"folder": each.folder, **dataclasses.asdict(each)} for each in results],
         "rates": [{"learning_rate": rate, **spread(results, rate)} for rate in rates],
         "best": chosen.folder if has_best else None,

@@ -1,8 +1,10 @@
 """Large-batch optimizers for Keras: LANS, LAMB and AdamW on block-normalized gradients.
 
 The names here are the classes for whatever `tf.keras` is; `tf_lans.keras3` and
-`tf_lans.tf_keras` name one Keras explicitly. Importing this package imports neither: each name
-is resolved when it is first used.
+`tf_lans.tf_keras` name one Keras explicitly. Importing this package imports no Keras: each name
+is resolved when it is first used. A Keras that was imported before, as TensorFlow does it, is told
+of the classes, so that it finds them in saved models; one that is imported later needs
+`tf_lans.keras3` or `tf_lans.tf_keras`, or any of the classes, before it loads one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _OF_EITHER_KERAS = (
 _MODULES = ("callbacks", "keras3", "recipes", "tf_keras")
 _FUNCTIONS = {"describe": "block_selection", "plot_schedule": "schedule_plot"}
 
-__all__ = [*_OF_EITHER_KERAS, *_FUNCTIONS, *_MODULES]
+# Without the adapters, one of which may lack its Keras.
+__all__ = [*_OF_EITHER_KERAS, *_FUNCTIONS, "callbacks", "recipes"]
 
 
 def _keras_module() -> str:
@@ -45,4 +48,15 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})
+
+
+def _register_where_keras_is() -> None:
+    keras = sys.modules.get("keras")
+    if getattr(keras, "__version__", "0").split(".")[0] >= "3":
+        importlib.import_module("tf_lans.keras3")
+    if "tf_keras" in sys.modules:
+        importlib.import_module("tf_lans.tf_keras")
+
+
+_register_where_keras_is()

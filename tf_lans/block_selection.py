@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,8 @@ class BlockRow(NamedTuple):
     """One block as `describe` shows it.
 
     Attributes:
-        block: the variable's path, as the patterns see it.
+        block: the variable's path, as the patterns see it; of further ones of that path with #2,
+            #3, ..., which patterns do not see.
         shape: the variable's shape.
         decays: whether weight decay applies.
         adapts: whether the trust ratio applies.
@@ -60,6 +62,21 @@ def block_path(variable: Any) -> str:
     """
     name = getattr(variable, "path", None)
     return _SUFFIX.sub("", variable.name if name is None else name)
+
+
+def numbered(paths: Sequence[str]) -> list[str]:
+    """The paths, those that occurred before with a number: names to tell the blocks apart.
+
+    Example:
+        >>> numbered(["dense/kernel", "dense/bias", "dense/kernel"])
+        ['dense/kernel', 'dense/bias', 'dense/kernel#2']
+    """
+    seen: collections.Counter[str] = collections.Counter()
+    found = []
+    for path in paths:
+        seen[path] += 1
+        found.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
+    return found
 
 
 def matches(patterns: Sequence[str] | None, path: str) -> bool:
@@ -118,6 +135,22 @@ def warn_of_unmatched(settings: Any, paths: Sequence[str]) -> None:
             )
 
 
+def warn_of_shared(settings: Any, paths: Sequence[str]) -> None:
+    """Warns of variables that were excluded one by one and have the path of others.
+
+    Two towers whose layers have the same names have equal paths; a pattern means all of them.
+    """
+    counts = collections.Counter(paths)
+    for path, count in counts.items():
+        exact = f"^{re.escape(path)}$"
+        if count > 1 and exact in (settings.exclude_from_weight_decay or ()):
+            warnings.warn(
+                f"exclude_from_weight_decay: {count} blocks have the path {path!r}, and all of "
+                "them are excluded; give their layers names of their own",
+                stacklevel=4,
+            )
+
+
 def describe(optimizer: Any, variables_or_model: Any) -> BlockTable:
     """A table of what the optimizer will do with each block, before a step is taken.
 
@@ -138,6 +171,7 @@ def describe(optimizer: Any, variables_or_model: Any) -> BlockTable:
         dense/kernel  (3, 4)  yes     yes
         dense/bias    (4,)    no      yes
     """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
     settings = getattr(optimizer, "hyperparameters", None)
     if settings is None:
         raise TypeError(
@@ -150,6 +184,6 @@ def describe(optimizer: Any, variables_or_model: Any) -> BlockTable:
     return BlockTable(
         BlockRow(path, tuple(variable.shape), treatment.decays, treatment.adapts)
         for path, variable, treatment in zip(
-            paths, variables, treatments(settings, paths), strict=True
+            numbered(paths), variables, treatments(settings, paths), strict=True
         )
     )

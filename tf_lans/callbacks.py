@@ -28,19 +28,21 @@ class DiagnosticsCallback:
     Every `interval` steps it takes the learning rate, the norm of the global gradient (all
     blocks together, all-reduced, before clipping), the smallest, median and largest trust ratio
     over the blocks, the norm of all weights and the count of skipped steps. They go to `history`,
-    to the epoch's logs with the prefix "lans/", so that `History` and `CSVLogger` have the latest,
-    and to TensorBoard, there also the trust ratios and gradient norms of all blocks as histograms.
+    to the epoch's logs with the prefix "lans/", so that `History` and a `CSVLogger` that is listed
+    after it have the latest, at least one of each epoch, and to TensorBoard, there also the trust
+    ratios and gradient norms of all blocks as histograms.
 
     A run whose steps are all skipped trains nothing: after `max_skipped_steps` skipped steps in a
     row it stops `fit` and names the blocks with non-finite gradients.
 
-    Under Keras 3 on JAX and PyTorch there are no gradient norms, and no blocks are named.
+    Under Keras 3 on JAX and PyTorch there are no gradient norms, and no blocks are named. Since a
+    question to the optimizer waits for the device there, it is asked only every `interval` or
+    `max_skipped_steps` batches, whichever are fewer, and a run is stopped by so many later.
 
     Args:
         max_skipped_steps: how many steps in a row may be skipped, at least 1; None never stops.
         interval: steps (updates and skipped ones) between two looks, at least 1. A look reads all
-            weights and moments once, which is less than an update does; at the default it costs
-            next to nothing.
+            weights and moments once, which is less than an update does.
         log_dir: a folder for TensorBoard's event files, or None. They take TensorFlow and the
             package tensorboard.
 
@@ -85,6 +87,8 @@ class DiagnosticsCallback:
         self.log_dir = log_dir
         self.history: list[dict[str, float]] = []
         self._looked_at = 0
+        self._rows_before_epoch = 0
+        self._batches, self._stride = 0, 1
         self._updates = self._skipped_before = 0
         self._writer: Any = None
 
@@ -95,6 +99,9 @@ class DiagnosticsCallback:
         self._looked_at = optimizer.steps_taken()
         self._skipped_before = int(diagnostics.plain(optimizer.skipped_steps))
         self._updates = self._looked_at - self._skipped_before
+        self._batches, self._stride = 0, 1
+        if not optimizer.can_watch_gradients:
+            self._stride = min(self.interval, self.max_skipped_steps or self.interval)
         if optimizer.can_watch_gradients and not optimizer.watches_gradients:
             optimizer.watch_gradients()
             if getattr(self.model, "train_function", None) is not None:
@@ -103,9 +110,17 @@ class DiagnosticsCallback:
             summary = importlib.import_module("tensorflow").summary
             self._writer = summary.create_file_writer(str(self.log_dir))
 
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Remembers what was looked at in earlier epochs."""
+        del epoch, logs
+        self._rows_before_epoch = len(self.history)
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at the optimizer when it is time, and stops a run that only skips."""
         del batch, logs
+        self._batches += 1
+        if self._batches % self._stride:
+            return
         optimizer = self._optimizer()
         self._stop_if_stuck(optimizer)
         taken = optimizer.steps_taken()
@@ -114,8 +129,13 @@ class DiagnosticsCallback:
             self._look(optimizer)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Adds the latest figures to the epoch's logs."""
+        """Adds the latest figures to the epoch's logs; looks where the epoch had no look."""
         del epoch
+        optimizer = self._optimizer()
+        taken = optimizer.steps_taken()
+        if len(self.history) == self._rows_before_epoch and taken > self._looked_at:
+            self._looked_at = taken
+            self._look(optimizer)
         if logs is not None and self.history:
             latest = self.history[-1]
             logs.update({f"lans/{name}": value for name, value in latest.items() if name != "step"})

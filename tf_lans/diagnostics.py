@@ -63,7 +63,9 @@ def nonfinite_blocks(gradient_norms: dict[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """The value of a variable of either Keras, mirrored or not, or of an array."""
+    """The value of a variable of either Keras, mirrored or not, or of an array on any device."""
+    if hasattr(value, "detach"):  # PyTorch's, whose `numpy` is for those of the CPU
+        value = value.detach().cpu()
     return value.numpy() if hasattr(value, "numpy") else value
 
 

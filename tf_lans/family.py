@@ -91,7 +91,8 @@ class BlockOptimizer(ObservedOptimizer):
         kept with them and serialised with them.
 
         Args:
-            var_list: variables to exclude, each known by its path.
+            var_list: variables to exclude, each known by its path; of several with one path all
+                are, which the first step warns of.
             var_names: regular expressions searched in the paths.
 
         Raises:
@@ -192,7 +193,8 @@ class LANS(LAMBFamily):
             off this is `LAMB`, bit for bit.
         skip_nonfinite: whether a step whose all-reduced gradient holds NaN or infinity changes
             nothing but `skipped_steps`.
-        jit_compile: whether XLA compiles the update, one program per distinct block shape.
+        jit_compile: whether XLA compiles the update on TensorFlow, one program per distinct block
+            shape.
         name: the optimizer's name.
         **kwargs: those of the Keras base optimizer: clipnorm, global_clipnorm, clipvalue (on the
             gradient of the global batch), use_ema, ema_momentum, ema_overwrite_frequency, and in

@@ -19,14 +19,16 @@ def number(name: str, value: Any, expected: str) -> float:
 
     Args:
         name: the argument's name, for the message.
-        value: what the caller gave: a Python or NumPy real number, not a bool.
+        value: what the caller gave: a Python or NumPy real number, not a bool or a variable.
         expected: what the argument may be, in words, for the message.
 
     Raises:
-        TypeError: `value` is a bool, a string, None or anything else that is no real number.
+        TypeError: `value` is a bool, a string, None, a variable, whose later values would be
+            missed, or anything else that is no real number.
         ValueError: `value` is NaN or infinite.
     """
-    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, str):
+    is_variable = hasattr(value, "assign")
+    if is_variable or isinstance(value, bool | str) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected {expected}")
     converted = float(value)
     if not math.isfinite(converted):
@@ -58,11 +60,12 @@ def learning_rate(value: Any) -> Any:
     Schedules are callables; whether one fits its Keras is for that Keras to say.
 
     Raises:
-        TypeError: `value` is neither a real number nor callable.
+        TypeError: `value` is neither a real number nor callable, or is a variable: assign to the
+            optimizer's own `learning_rate`.
         ValueError: `value` is negative, NaN or infinite.
     """
     expected = "a number of at least 0 or a learning-rate schedule"
-    if callable(value):
+    if callable(value) and not hasattr(value, "assign"):
         return value
     rate = number("learning_rate", value, expected)
     if rate < 0.0:

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tf_lans import block_selection, callbacks, family, schedules
+from tf_lans import block_selection, callbacks, diagnostics, family, schedules
 
 if keras.backend.backend() == "tensorflow":
     from tf_lans.keras3_tensorflow import TensorFlowOptimizer as _Backend
@@ -38,6 +38,12 @@ class Keras3BlockOptimizer(family.BlockOptimizer, _Backend):
     """The part between the family and Keras 3's base class."""
 
     def _initialize(self, learning_rate: Any, name: str, base_arguments: dict) -> None:
+        is_schedule = isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+        if hasattr(learning_rate, "get_config") and not is_schedule:
+            raise TypeError(
+                f"learning_rate is a {type(learning_rate).__module__} schedule: expected one of "
+                "Keras 3, or the optimizer of tf_lans.tf_keras"
+            )
         super().__init__(learning_rate=learning_rate, name=name, **base_arguments)
         self.skipped_steps = self.add_variable(
             shape=(), dtype="int", aggregation="only_first_replica", name="skipped_steps"
@@ -58,7 +64,8 @@ class Keras3BlockOptimizer(family.BlockOptimizer, _Backend):
         self._momentums, self._velocities = self.add_optimizer_variables(variables, ["m", "v"])
         paths = [block_selection.block_path(variable) for variable in variables]
         block_selection.warn_of_unmatched(self.hyperparameters, paths)
-        self._block_paths = tuple(paths)
+        block_selection.warn_of_shared(self.hyperparameters, paths)
+        self._block_paths = tuple(block_selection.numbered(paths))
         self._treatments = tuple(block_selection.treatments(self.hyperparameters, paths))
         if self.watches_gradients:
             self._record = self._create_record()
@@ -143,6 +150,18 @@ class Keras3BlockOptimizer(family.BlockOptimizer, _Backend):
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
             return rate(self.iterations)  # updates, where Keras gives micro-steps
         return super()._get_current_learning_rate()
+
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """Puts the averages in the variables' place, as `use_ema` asks, when training ends.
+
+        Averages begin at zero, and the first update is the first to enter them: before it, as where
+        every step was skipped, the variables stay.
+
+        Args:
+            var_list: the model's trainable variables.
+        """
+        if int(diagnostics.plain(self.iterations)) > 0:
+            super().finalize_variable_values(var_list)
 
     def _indices(self, variables: Sequence[Any]) -> list[int]:
         return [self._get_variable_index(variable) for variable in variables]

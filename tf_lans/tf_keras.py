@@ -50,6 +50,12 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
             raise ValueError(
                 f"{type(self).__name__} got mesh=...: DTensor is not supported, use tf.distribute"
             )
+        schedule = tf_keras.optimizers.schedules.LearningRateSchedule
+        if callable(learning_rate) and not isinstance(learning_rate, schedule):
+            raise TypeError(
+                f"learning_rate={learning_rate!r}: tf_keras would call it once, and never again; "
+                f"expected a number or a {schedule.__module__}.LearningRateSchedule"
+            )
         super().__init__(name=name, weight_decay=None, **base_arguments)
         self._learning_rate = self._build_learning_rate(learning_rate)
         with tf.init_scope():
@@ -75,7 +81,8 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
         self.velocities = [self.add_variable_from_reference(each, "v") for each in var_list]
         paths = [block_selection.block_path(variable) for variable in var_list]
         block_selection.warn_of_unmatched(self.hyperparameters, paths)
-        self._block_paths = self._no_dependency(paths)
+        block_selection.warn_of_shared(self.hyperparameters, paths)
+        self._block_paths = self._no_dependency(block_selection.numbered(paths))
         self._treatments = self._no_dependency(
             block_selection.treatments(self.hyperparameters, paths)
         )
@@ -155,7 +162,7 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
                 f"{len(pairs)} variables, the first {pairs[0][1].name}: does the loss depend on it?"
             )
         self._compute_current_learning_rate()
-        with tf.name_scope(name or self.name):
+        with tf.name_scope(name or self.name or "optimizer"):
             with tf.init_scope():
                 self.build([variable for _, variable in pairs])
             self._update([(_shaped(*pair), pair[1]) for pair in pairs if pair[0] is not None])

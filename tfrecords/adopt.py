@@ -319,7 +319,7 @@ def _find(flag: str, patterns: str, folder: str) -> list[str]:
     # One by one, since files of different file systems share no folder.
     parts = [part for part in patterns.split(",") if part.strip()] or [patterns]
     try:
-        return sorted({file.path for part in parts for file in corpus.find(part, folder)})
+        return sorted({file.path for part in parts for file in corpus.find(part, [folder])})
     except UserError as error:
         raise UserError(str(error).replace("--input", f"--{flag}", 1)) from error
 

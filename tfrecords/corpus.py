@@ -13,7 +13,7 @@ import operator
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO
 
 import tensorflow as tf
@@ -93,19 +93,21 @@ class Scan:
     replaced: Replaced
 
 
-def find(patterns: str, leave_out: str | None = None) -> list[TextFile]:
+def find(patterns: str, leave_out: Sequence[str] = ()) -> list[TextFile]:
     """Resolves a comma-separated list of files, folders and globs, in the order of their paths.
 
-    A folder stands for all files in it and below, without those whose names, or whose folders'
-    names, begin with a dot. A folder that a glob matches is left out.
+    A folder, also one that a glob matches, stands for all files in it and below. Names that begin
+    with a dot are left out, unless the pattern has the dot. A local file that is found by several
+    paths, by links for instance, is one file.
 
     Args:
-        patterns: files, folders and globs.
-        leave_out: a folder none of whose files is meant: what is written may lie below what is
-            read.
+        patterns: files, folders and globs; `*` and `?` match no slash.
+        leave_out: files and folders that are not meant: what is written, or is no text, may lie
+            below what is read.
 
     Raises:
-        UserError: a pattern matches no file that is meant, or files lie on several file systems.
+        UserError: a pattern matches no file that is meant, or has `**`, a name is no UTF-8, or
+            files lie on several file systems.
 
     Example:
         >>> [file.key for file in find("corpus/a/*.txt,corpus/b.txt")]
@@ -114,11 +116,12 @@ def find(patterns: str, leave_out: str | None = None) -> list[TextFile]:
     paths: set[str] = set()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         matches = _matches(pattern)
-        found = [path for path in matches if not _is_below(path, leave_out)]
+        found = [path for path in matches if not any(_is_below(path, each) for each in leave_out)]
         if matches and not found:
+            places = [each for each in leave_out if any(_is_below(path, each) for path in matches)]
             raise UserError(
-                f"--input {pattern!r} matches only files in {leave_out}, which is written to; give "
-                "--output_dir a folder of its own"
+                f"--input {pattern!r} matches only {' and '.join(places)}, which is the vocabulary "
+                "or written to; give text, and what is written a folder of its own"
             )
         if not found:
             raise UserError(
@@ -129,6 +132,7 @@ def find(patterns: str, leave_out: str | None = None) -> list[TextFile]:
     if not paths:
         raise UserError("--input is empty; give files, folders or quoted globs, with commas")
     systems = {path.partition("://")[0] if "://" in path else "" for path in paths}
+    paths = _once_each(paths)
     if len(systems) > 1:
         raise UserError(
             f"--input has files of {len(systems)} file systems, {min(paths)} and {max(paths)}; "
@@ -142,32 +146,64 @@ def find(patterns: str, leave_out: str | None = None) -> list[TextFile]:
     ]
 
 
-def _is_below(path: str, folder: str | None) -> bool:
-    if folder is None:
-        return False
-    folder = folder.rstrip("/") if "://" in folder else os.path.abspath(folder)
-    return path.startswith(f"{folder}/")
+def _real(path: str) -> str:
+    """The place itself, whatever links lead there."""
+    return path.rstrip("/") if "://" in path else os.path.realpath(path)
+
+
+def _is_below(path: str, other: str) -> bool:
+    """Whether a file is another one, or lies in another folder."""
+    return f"{_real(path)}/".startswith(f"{_real(other)}/")
+
+
+def _once_each(paths: Iterable[str]) -> set[str]:
+    """One path for each file: its own, or else the first of its links."""
+    chosen: dict[str, str] = {}
+    for path in sorted(paths):
+        real = _real(path)
+        chosen[real] = real if path == real else chosen.get(real, path)
+    return set(chosen.values())
 
 
 def _matches(pattern: str) -> list[str]:
-    remote = "://" in pattern
-    absolute = pattern if remote else os.path.abspath(pattern)
-    if tf.io.gfile.exists(absolute):
-        return _files_of(absolute)
+    absolute = pattern if "://" in pattern else os.path.abspath(pattern)
     try:
-        return [path for path in tf.io.gfile.glob(absolute) if not tf.io.gfile.isdir(path)]
+        if tf.io.gfile.exists(absolute):
+            return _files_of(absolute, set())
+        if "**" in pattern:
+            raise UserError(
+                f"--input {pattern!r} has **, which is no more than * here; give the folder, which "
+                "stands for all files below it"
+            )
+        matches = [path for path in tf.io.gfile.glob(absolute) if _is_shown(path, absolute)]
+        entered: set[str] = set()
+        return [file for path in sorted(matches) for file in _files_of(path, entered)]
     except tf.errors.OpError:
         return []
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--input {pattern!r} matches a name that is no UTF-8, {error.object!r}; rename it"
+        ) from error
 
 
-def _files_of(path: str) -> list[str]:
+def _is_shown(path: str, pattern: str) -> bool:
+    """Whether no name of a path begins with a dot that the glob it matches does not have."""
+    parts = zip(path.split("/"), pattern.split("/"), strict=False)
+    return not any(name.startswith(".") and not glob.startswith(".") for name, glob in parts)
+
+
+def _files_of(path: str, entered: set[str]) -> list[str]:
+    """A file itself, or those below a folder; none of a folder that was `entered` before."""
     if not tf.io.gfile.isdir(path):
         return [path]
+    if _real(path) in entered:
+        return []
+    entered.add(_real(path))
     inside: list[str] = []
     for name in sorted(tf.io.gfile.listdir(path)):
         name = name.rstrip("/")  # as gs:// lists folders
         if not name.startswith("."):
-            inside.extend(_files_of(os.path.join(path, name)))
+            inside.extend(_files_of(os.path.join(path, name), entered))
     return inside
 
 
@@ -331,6 +367,11 @@ def _blocks(file: TextFile) -> Iterator[tuple[Block, bytes]]:
 
 
 def _check_is_text(path: str, beginning: bytes) -> None:
+    if beginning[257:262] == b"ustar":
+        raise UserError(
+            f"{path} is an archive of tar; expected text, or text compressed with gzip: unpack it "
+            "and give the folder"
+        )
     for magic, name, tool in _FOREIGN:
         if magic.match(beginning):
             raise UserError(

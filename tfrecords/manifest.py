@@ -136,7 +136,7 @@ class Manifest:
             if version != FORMAT_VERSION:
                 raise UserError(
                     f"{path} has format version {version}; this is version {FORMAT_VERSION}; "
-                    "build the shards again"
+                    "build the shards again, in another folder"
                 )
             sequences = {
                 int(length): Sequences(
@@ -150,7 +150,8 @@ class Manifest:
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"{path} is damaged ({type(error).__name__}: {error}); build the shards again"
+                f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy, or "
+                "build the shards again, in another folder"
             ) from error
 
     def save(self) -> None:

@@ -23,7 +23,7 @@ from tfrecords.vocabulary import Vocabulary
 
 LOCK_FILE = ".build.lock"
 # Raised when the intermediate files change: those of another version are no part of a build.
-_WORK_FORMAT = 2
+_WORK_FORMAT = 3
 _TASK_BYTES = 8 << 20
 # A small corpus is cut finer, so that the processes end together.
 _LEAST_TASK_BYTES = 1 << 20
@@ -127,7 +127,7 @@ def make_plan(
     Returns:
         The plan, and the identity: a dict that determines the bytes of the shards.
     """
-    scans = _scan(input_patterns, output_dir, options.text_format, strict)
+    scans = _scan(input_patterns, (output_dir, vocabulary.path), options.text_format, strict)
     num_bytes = sum(scan.num_bytes for scan in scans)
     digest = hashlib.sha256()
     for scan in scans:
@@ -159,13 +159,16 @@ def _task_bytes(num_bytes: int) -> int:
 
 
 def _scan(
-    input_patterns: str, output_dir: str, text_format: corpus.TextFormat, strict: bool
+    input_patterns: str, leave_out: Sequence[str], text_format: corpus.TextFormat, strict: bool
 ) -> list[corpus.Scan]:
-    text_files = corpus.find(input_patterns, leave_out=output_dir)
+    text_files = corpus.find(input_patterns, leave_out)
     total = sum(corpus.stored_bytes(file) for file in text_files)
+    # Not by the size on disk: the same text may be compressed anew between a kill and the next
+    # start, and tasks that are done are known by their number.
+    chunk_bytes = min(_LEAST_TASK_BYTES, _TASK_BYTES)
     with command.progress(total=total, desc="scanning text", unit="B", unit_scale=True) as bar:
         scans = [
-            corpus.scan(file, text_format, _task_bytes(total), strict=strict, advance=bar.update)
+            corpus.scan(file, text_format, chunk_bytes, strict=strict, advance=bar.update)
             for file in text_files
         ]
     if not sum(scan.num_documents for scan in scans):

@@ -8,7 +8,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import tensorflow as tf
@@ -54,7 +54,7 @@ def write(
 def read(path: str | os.PathLike[str], group: int) -> bytes:
     """The bytes of one group; -1 is the summary."""
     size = tf.io.gfile.stat(os.fspath(path)).length
-    with tf.io.gfile.GFile(os.fspath(path), "rb") as stream:
+    with _open(os.fspath(path)) as stream:
         stream.seek(size - _OFFSET.itemsize)
         (count,) = np.frombuffer(stream.read(_OFFSET.itemsize), _OFFSET).tolist()
         index = group if group >= 0 else count - 1 + group
@@ -62,6 +62,11 @@ def read(path: str | os.PathLike[str], group: int) -> bytes:
         begin, end = np.frombuffer(stream.read(2 * _OFFSET.itemsize), _OFFSET).tolist()
         stream.seek(begin)
         return stream.read(end - begin)
+
+
+def _open(path: str) -> IO[bytes]:
+    # TensorFlow's file object reads half a megabyte at a time, of which a group is a small part.
+    return tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb", buffering=512)
 
 
 def summary(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -228,7 +228,7 @@ def _lines(
 def body(flag_values: flags.FlagValues) -> None:
     """Trains and writes the vocabulary that the flags ask for."""
     vocabulary = train(
-        corpus.find(flag_values.input),
+        corpus.find(flag_values.input, [flag_values.output]),
         flag_values.vocab_size,
         flag_values.lower_case,
         text_flags.text_format(flag_values),

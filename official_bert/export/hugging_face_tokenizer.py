@@ -25,6 +25,8 @@ from tfrecords.vocabulary import (
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 SPECIAL = "special_tokens_map.json"
+MODEL_CONFIG = "config.json"
+_CLASS = "tokenizer_class"
 
 # Those that cut text as BERT does, and those that leave it to tokenizer.json; without "Fast".
 _CLASSES = (
@@ -146,13 +148,17 @@ def read(folder: str, vocab_file: str = "") -> tuple[Vocabulary, bool, tuple[str
 
 def _check_class(folder: str, config: dict[str, Any], described: dict[str, Any]) -> None:
     """Refuses text that is cut by other rules than BERT's before word pieces are looked up."""
-    name = config.get("tokenizer_class", _CLASSES[0]).removesuffix("Fast")
+    # Where transformers looks, in its order.
+    places = {CONFIG: config, MODEL_CONFIG: json_object.read(os.path.join(folder, MODEL_CONFIG))}
+    named = [(path, found[_CLASS]) for path, found in places.items() if _CLASS in found]
+    path, given = named[0] if named else (CONFIG, _CLASSES[0])
+    name = given.removesuffix("Fast")
     kind = (described.get("model") or {}).get("type")
     if name in _CLASSES or (name in _GENERIC_CLASSES and kind == "WordPiece"):
         return
     raise UserError(
-        f"{folder}/{CONFIG} has tokenizer_class {config['tokenizer_class']}; expected "
-        f"{_CLASSES[0]}: text is cut here by BERT's own rules only; choose another model"
+        f"{folder}/{path} has {_CLASS} {given}; expected {_CLASSES[0]}: text is cut here by BERT's "
+        "own rules only; choose another model"
     )
 
 

@@ -51,7 +51,7 @@ def folder(
         try:
             files.make_folder(temporary)
             yield temporary
-            said = {**(about or {}), _CONTENT: _names(temporary)}
+            said = {**(about or {}), _CONTENT: _files(temporary)}
             files.write_text(os.path.join(temporary, MARKER), json.dumps(said, indent=2))
             _move(temporary, path)
         except tf.errors.OpError as error:
@@ -71,11 +71,7 @@ def about(path: str) -> dict[str, Any]:
 
 def size(path: str) -> int:
     """The bytes of all files in a folder and those below it."""
-    return sum(
-        tf.io.gfile.stat(os.path.join(directory, name)).length
-        for directory, _, names in tf.io.gfile.walk(path)
-        for name in names
-    )
+    return sum(tf.io.gfile.stat(os.path.join(path, name)).length for name in _files(path))
 
 
 def check_free(path: str, overwrite: bool = False) -> None:
@@ -109,7 +105,9 @@ def check_free(path: str, overwrite: bool = False) -> None:
             f"--output_dir {path} holds {content[0]} and no {MARKER}: it is not an earlier export, "
             "so --overwrite does not replace it; choose another folder, or remove it yourself"
         )
-    others = sorted(set(content) - {MARKER, *about(path).get(_CONTENT, [])})
+    written = {MARKER, *about(path).get(_CONTENT, [])}
+    # Exports of earlier versions name the folders in place of what is in them.
+    others = [each for each in _files(path) if written.isdisjoint({each, each.split("/")[0]})]
     if others:
         raise UserError(
             f"--output_dir {path} holds {others[0]}, which the export did not write, so "
@@ -144,6 +142,15 @@ def check_apart(path: str, source: str) -> None:
 def _names(path: str) -> list[str]:
     # On object stores a folder's name ends in a slash.
     return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(path))
+
+
+def _files(path: str) -> list[str]:
+    """All files in a folder and those below it, as seen from it."""
+    return sorted(
+        os.path.relpath(os.path.join(directory, name), path)
+        for directory, _, names in tf.io.gfile.walk(path)
+        for name in names
+    )
 
 
 def _is_local(path: str) -> bool:

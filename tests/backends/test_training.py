@@ -66,6 +66,18 @@ def test_fit_ends_on_the_averages() -> None:
     assert any(np.any(each) for each in averages)
 
 
+@pytest.mark.parametrize("micro_steps", [None, 8])
+def test_averages_that_no_update_has_entered_replace_no_weights(micro_steps: int | None) -> None:
+    optimizer = tf_lans.keras3.LANS(0.03, use_ema=True, gradient_accumulation_steps=micro_steps)
+    network = model(optimizer)
+    start = network.get_weights()
+    x, y = data()
+    # Skipped for what is not finite, or short of the window.
+    network.fit(x * (1 if micro_steps else np.nan), y, 16, verbose=0)
+    assert int(optimizer.iterations) == 0
+    harness.assert_equal(network.get_weights(), start)
+
+
 def test_training_goes_on_from_the_averages() -> None:
     """Keras's own optimizers fail here on JAX: weights and averages share their buffers."""
     network = model(tf_lans.keras3.LANS(0.03, use_ema=True, ema_momentum=0.5))
@@ -156,3 +168,18 @@ def test_a_run_that_only_skips_is_stopped(caplog: pytest.LogCaptureFixture) -> N
     assert (int(model.optimizer.iterations), int(model.optimizer.skipped_steps)) == (2, 3)
     assert [row["step"] for row in watch.history] == [1, 2, 2, 2, 2]
     assert all(row["weight_norm"] > 0 for row in watch.history)
+
+
+def test_between_looks_the_optimizer_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = tf_lans.keras3.LargeBatchDiagnostics(max_skipped_steps=6, interval=4)
+    asked: list[int] = []
+    find = watch._optimizer
+    monkeypatch.setattr(watch, "_optimizer", lambda: asked.append(watch._batches) or find())
+    network = model(tf_lans.keras3.LANS(0.03))
+    x, y = data()
+    inputs = np.concatenate([x, x * np.nan, x * np.nan, x * np.nan])
+    network.fit(inputs, np.tile(y, (4, 1)), 8, shuffle=False, verbose=0, callbacks=[watch])
+    # It begins, then every four batches, and the epoch ends; eight of 32 batches were good.
+    assert asked[0] == 0 and all(batch % 4 == 0 for batch in asked)
+    assert int(network.optimizer.iterations) == 8
+    assert 6 <= int(network.optimizer.skipped_steps) <= 6 + 4

@@ -42,6 +42,18 @@ def test_gpus_that_a_run_leaves_idle_are_told(tiny, monkeypatch, caplog) -> None
     assert devices.idle_gpus(together, 8) is None
 
 
+def test_one_device_is_not_several_gpus(tiny) -> None:
+    params = tiny()
+    params = params.replace(runtime=params.runtime.replace(num_gpus=8))
+    with pytest.raises(UserError, match="one_device, runtime.num_gpus 8; expected mirrored"):
+        devices.build_strategy(params.runtime)
+    found = doctor.examine(params, "train", "", Machine(), NO_DEVICES | {"GPU": 8})
+    assert any(
+        "one_device, runtime.num_gpus 8; expected mirrored" in each for each in found.problems
+    )
+    assert devices.unused_gpus(params.runtime.replace(distribution_strategy="mirrored")) is None
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

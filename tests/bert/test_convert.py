@@ -246,6 +246,13 @@ def test_tokenizers_of_word_pieces_are_read(
     (copy / "tokenizer_config.json").write_text(foreign)
     line = failure([str(copy)], tmp_path, capsys)
     assert "tokenizer_class BertJapaneseTokenizer; expected BertTokenizer" in line
+    # Published Japanese models name it where transformers also looks.
+    (copy / "tokenizer_config.json").write_text("{}")
+    described = json.loads((copy / "config.json").read_text())
+    other = described | {"tokenizer_class": "BertJapaneseTokenizer"}
+    (copy / "config.json").write_text(json.dumps(other))
+    line = failure([str(copy)], tmp_path, capsys)
+    assert "config.json has tokenizer_class BertJapaneseTokenizer; expected BertTok" in line
 
 
 def test_a_blank_of_unicode_is_a_word_piece(

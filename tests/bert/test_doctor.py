@@ -359,10 +359,11 @@ def test_a_recipe_without_data_is_told_all_the_rest(capsys, tmp_path) -> None:
         tmp_path, "--config_file=bert_large_phase1.yaml", f"--params_override={override}"
     )
     out, err = capsys.readouterr()
-    assert code == 2 and err.startswith("error: 5 of the checks failed")
+    assert code == 2 and err.startswith("error: 6 of the checks failed")
     problems = out.split("What will not work\n")[1].splitlines()
-    assert len(problems) == 5 and all(line.startswith("  - ") for line in problems)
+    assert len(problems) == 6 and all(line.startswith("  - ") for line in problems)
     for words in (
+        "num_gpus 64; expected mirrored",
         "num_gpus is 64, TensorFlow sees",
         "max_to_keep is 0",
         "run_eagerly is True",

@@ -20,6 +20,7 @@ from official_bert.export import __main__ as export
 from official_bert.export import architecture, output, source
 from official_bert.pretraining_task import LargeBatchPretrainConfig
 from tests.bert import pretrained_runs
+from tfrecords import files
 from tfrecords.errors import UserError
 
 
@@ -200,6 +201,25 @@ def test_an_earlier_export_is_replaced_when_the_new_one_is_whole(
     assert "holds notes.txt, which the export did not write" in line
     assert (target / "notes.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_was_put_below_an_export_is_not_deleted(tmp_path: pathlib.Path) -> None:
+    target = tmp_path / "out"
+    with output.folder(str(target)) as folder:
+        files.write_text(f"{folder}/encoder/saved_model.pb", "model")
+    with output.folder(str(target), overwrite=True) as folder:
+        files.write_text(f"{folder}/encoder/saved_model.pb", "newer")
+    warmup = target / "encoder/assets.extra/tf_serving_warmup_requests"
+    warmup.parent.mkdir()
+    warmup.write_text("mine")
+    name = str(warmup.relative_to(target))
+    with pytest.raises(UserError, match=f"holds {name}, which the export did not write"):
+        output.check_free(str(target), overwrite=True)
+    # What earlier versions wrote named the folder alone.
+    marker = json.loads((target / output.MARKER).read_text())
+    assert marker["content"] == ["encoder/saved_model.pb"]
+    (target / output.MARKER).write_text(json.dumps({"content": ["encoder"]}))
+    output.check_free(str(target), overwrite=True)
 
 
 def test_a_failure_in_the_middle_leaves_the_old_folder(tmp_path: pathlib.Path) -> None:

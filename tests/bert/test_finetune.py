@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -178,7 +179,9 @@ def test_random_weights_take_the_same_path_however_a_batch_is_cut(
     }  # fmt: skip
 
 
-def test_casing_and_vocabulary_are_found(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_casing_and_vocabulary_are_found(
+    folder: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = str(folder / "pretraining")
     start = starting_point.find(run)
     assert start.lower_case and start.vocabulary.path.startswith(run)
@@ -187,6 +190,27 @@ def test_casing_and_vocabulary_are_found(folder: pathlib.Path, tmp_path: pathlib
     cased = tmp_path / "cased.txt"
     cased.write_text("".join(f"{token}\n" for token in [*VOCABULARY[:-1], "Box"]))
     assert not starting_point.find(run, vocab_file=str(cased)).lower_case
+    (record,) = caplog.records
+    assert f"differs from the run's own {run}/vocab.txt in 1 of" in record.getMessage()
+
+
+def test_shards_that_were_built_anew_do_not_matter_to_a_run_with_its_vocabulary(
+    pretrained_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run, shards = tmp_path / "run", tmp_path / "shards"
+    shutil.copytree(pretrained_run, run)
+    was = configuration.read_saved(str(run))["task"]["train_data"]["input_path"]
+    shutil.copytree(was, shards)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["vocabulary_sha256"] = "0" * 64
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    params = run / "params.yaml"
+    params.write_text(params.read_text().replace(was, str(shards)))
+    assert starting_point.find(str(run)).vocabulary.path == str(run / "vocab.txt")
+    # Without its own vocabulary it has the shards' alone.
+    (run / "vocab.txt").unlink()
+    with pytest.raises(UserError, match="is not the vocabulary of"):
+        starting_point.find(str(run))
 
 
 def _fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

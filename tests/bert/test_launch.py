@@ -225,6 +225,20 @@ def test_what_workers_started_ends_with_them(tmp_path) -> None:
     assert are_gone(*pids, int((tmp_path / "child").read_text()))
 
 
+def test_output_that_a_descendant_holds_open_does_not_silence_the_next_start(tmp_path) -> None:
+    holds = (
+        "child = subprocess.Popen(['sleep', '600'], start_new_session=True); "
+        "(folder/'child').write_text(str(child.pid)); sys.exit(1)"
+    )
+    wanted = job(tmp_path, [[holds, "print('second')"]], margin_seconds=0.2)
+    try:
+        ending, spoken = run(wanted)
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+    assert ending.code == 0
+    assert "[worker 0] second" in spoken
+
+
 def test_a_log_that_cannot_be_written_leaves_nothing_running(tmp_path) -> None:
     (tmp_path / "logs/worker-1.log").mkdir(parents=True)
     with pytest.raises(IsADirectoryError):
@@ -481,6 +495,19 @@ def test_one_worker_keeps_its_strategy() -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "added"),
+    [
+        ("train", f"--params_override={STRATEGY}=mirrored,runtime.num_gpus=2"),
+        ("finetune", "--distribution_strategy=mirrored --num_gpus=2"),
+    ],
+)
+def test_one_worker_uses_all_of_its_gpus(command: str, added: str) -> None:
+    own = ("--num_workers=1", "--gpus_per_worker=2", f"--command=official_bert.{command}")
+    found = launch.job_from(parsed(*own), ["--model_dir=run"], {})
+    assert found.command[-len(added.split()) :] == added.split()
+
+
+@pytest.mark.parametrize(
     ("own", "workers", "message"),
     [
         (["--num_workers=2"], ["--config_file=x.yaml"], "no --model_dir among the workers' flags"),
@@ -531,6 +558,13 @@ def test_the_command_ends_as_its_job(monkeypatch, capsys) -> None:
     assert launch.main(["--num_workers=1", "--", "--model_dir=run", "--help"]) == 1
     assert capsys.readouterr().err == "error: worker 0 died\n"
     assert jobs[0].command[-1] == "--help"
+
+
+def test_a_log_that_cannot_be_written_is_worth_another_start(tmp_path, capsys) -> None:
+    (tmp_path / "logs/worker-0.log").mkdir(parents=True)
+    assert launch.main(["--num_workers=1", "--", f"--model_dir={tmp_path}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "worker-0.log" in error and error.count("\n") == 1
 
 
 def test_the_launcher_starts_without_tensorflow() -> None:

@@ -261,12 +261,10 @@ def test_more_devices_stop_paying_where_a_doubling_saves_less_than_a_quarter(
         1 - after.seconds / before.seconds
         for before, after in zip(points, points[1:], strict=False)
     ]
-    if last is None:
-        assert all(saving >= 0.25 - 1e-12 for saving in savings)
-    else:
-        place = points.index(last)
-        assert savings[place] < 0.25 + 1e-12
-        assert all(saving >= 0.25 - 1e-12 for saving in savings[:place])
+    # From there on no doubling pays, and the one before does.
+    place = len(savings) if last is None else points.index(last)
+    assert all(saving < 0.25 + 1e-12 for saving in savings[place:])
+    assert all(saving >= 0.25 - 1e-12 for saving in savings[:place][-1:])
     for point in points:
         own = plan_time.step_time(
             work,

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import dataclasses
 import json
 import pathlib
 import re
@@ -273,6 +274,16 @@ def test_no_answer_is_chosen_by_the_odds(threshold: float, vocab_file: str) -> N
         assert (answers.predictions[key] == "") == (null - max(spans) > threshold)
         texts = [each["text"] for each in answers.nbest[key]]
         assert "" in texts and len(set(texts)) == len(texts)
+
+
+def test_a_context_without_a_word_is_told_before_any_training(vocab_file: str) -> None:
+    asked = squad.unlabelled([("what is red ?", "the box is red"), ("what ?", " ")])
+    tokenizer = squad.Tokenizer(vocab_file, do_lower_case=True)
+    settings = squad.WindowSettings()
+    assert len(squad.dev_windows(asked, tokenizer, settings, False)[0]) == 1
+    asked = dataclasses.replace(asked, version_2=True)
+    with pytest.raises(UserError, match="contexts of 1 questions hold no word: 1; give them text"):
+        squad.dev_windows(asked, tokenizer, settings, False)
 
 
 def test_rows_without_logits_are_no_rows_without_answers(vocab_file: str) -> None:

@@ -1,7 +1,9 @@
 """Several seeds and rates in one command, and flags from recipes."""
 
+import dataclasses
 import json
 import pathlib
+import shutil
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -301,6 +303,49 @@ def test_all_runs_of_a_sweep_start_from_one_checkpoint(tmp_path: pathlib.Path) -
     moved = str(tmp_path / "moved" / "ckpt-1")
     sweep_from(root, runs, moved, (0, 1, 2))
     assert runs.starts == [first, first, moved]
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_start_that_is_deleted_meanwhile_is_known_when_it_is_given_back(
+    tmp_path: pathlib.Path,
+) -> None:
+    pretraining, root = tmp_path / "pretraining", tmp_path / "sweep"
+    first = save_start(pretraining, 1)
+    shutil.copytree(pretraining, tmp_path / "copy")
+
+    class Pruning(StartingRuns):
+        def _run(self, *arguments: Any) -> Mapping[str, float]:
+            metrics = super()._run(*arguments)
+            for path in pretraining.glob("ckpt-1.*"):
+                path.unlink()
+            return metrics
+
+    sweep_from(root, Pruning(pretraining), first, (0,))
+    runs = StartingRuns(pretraining)
+    copy = str(tmp_path / "copy" / "ckpt-1")
+    sweep_from(root, runs, copy, (0, 1))
+    assert runs.starts == [copy]
+
+
+@pytest.mark.usefixtures("_quick")
+def test_scores_of_other_data_are_not_mixed(tmp_path: pathlib.Path) -> None:
+    class Reading(Runs):
+        data: Mapping[str, str] = {}  # noqa: RUF012
+
+        def task(self, **settings: Any) -> sweep.Task:
+            return dataclasses.replace(super().task(**settings), data=self.data)
+
+    runs = Reading(SCORES)
+    run(tmp_path, runs)  # as earlier versions left it
+    runs.data = {"--train_file": "1", "--dev_file": "2"}
+    results = run(tmp_path, runs)
+    runs.data = {"--train_file": "1"}  # the run tells what is missing
+    assert run(tmp_path, runs) == results
+    runs.data = {"--train_file": "1", "--dev_file": "3"}
+    run(tmp_path / "other", runs)
+    runs.data = {"--train_file": "4", "--dev_file": "3"}
+    with pytest.raises(UserError, match="other data: the file of --train_file has changed"):
+        run(tmp_path / "other", runs)
 
 
 @pytest.mark.usefixtures("_quick")

@@ -387,7 +387,7 @@ def test_text_in_the_folder_that_is_written_to(
     shutil.copytree(corpus_dir, tmp_path, dirs_exist_ok=True)
     flags = [*build_arguments(corpus_dir, vocab_file, tmp_path), f"--input={tmp_path}"]
     assert build.main(flags) == 2
-    assert "give --output_dir a folder of its own" in capsys.readouterr().err
+    assert "and what is written a folder of its own" in capsys.readouterr().err
 
 
 def test_a_file_system_that_is_not_there_is_one_line(

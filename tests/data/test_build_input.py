@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from tests.data.conftest import build_arguments
+from tests.data.conftest import build_arguments, write_corpus
 from tfrecords import Manifest, build, corpus, stages
 
 
@@ -169,6 +169,41 @@ def test_compressed_files_are_read_once_each(
     assert sorted(map(opened.count, set(opened))) == [2, 2]  # the scan and the tokenising
     assert len(tokenized) > 15
     assert tokenized == [*range(7), *range(6, len(tokenized) - 1)]
+    assert shards_of(tmp_path / "cut") == shards_of(tmp_path / "whole")
+
+
+def test_text_that_is_compressed_anew_between_a_kill_and_the_next_start_is_the_same_text(
+    corpus_dir: pathlib.Path,
+    vocab_file: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_corpus(tmp_path / "corpus", 600)
+    text = (tmp_path / "corpus" / "two.txt").read_bytes()
+    (tmp_path / "text.gz").write_bytes(gzip.compress(text, 9))
+    whole, cut = (
+        [*build_arguments(corpus_dir, vocab_file, tmp_path / name), f"--input={tmp_path}/text.gz"]
+        for name in ("whole", "cut")
+    )
+    assert build.main(whole) == 0
+    # So small that a share of what lies on disk is more.
+    monkeypatch.setattr("tfrecords.pipeline._LEAST_TASK_BYTES", 16)
+    documents = stages.Tasks._documents
+
+    def stopping(self: stages.Tasks, index: int, reader: corpus.Reader) -> object:
+        if index == 7:
+            raise Interrupted
+        return documents(self, index, reader)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages.Tasks, "_documents", stopping)
+        with pytest.raises(Interrupted):
+            build.main(cut)
+    half = len(text) // 2
+    # Two thirds of its size; tasks, which are cut between documents, would end elsewhere.
+    anew = gzip.compress(text[:half], 0) + gzip.compress(text[half:], 9)
+    (tmp_path / "text.gz").write_bytes(anew)
+    assert build.main(cut) == 0
     assert shards_of(tmp_path / "cut") == shards_of(tmp_path / "whole")
 
 

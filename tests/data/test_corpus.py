@@ -2,11 +2,14 @@
 
 import bz2
 import gzip
+import itertools
 import json
 import lzma
+import os
 import pathlib
 import re
 import sys
+import tarfile
 from unittest import mock
 
 import pytest
@@ -274,9 +277,50 @@ def test_a_folder_stands_for_the_files_below_it(tmp_path: pathlib.Path) -> None:
     found = corpus.find(str(tmp_path / "text"))
     assert [file.key for file in found] == ["b.txt", "deep/c.txt", "deep/er/a.txt"]
     assert found == corpus.find(f"{tmp_path}/text/,{tmp_path}/text/b.txt")
-    assert [file.key for file in corpus.find(f"{tmp_path}/text/[a-z]*")] == ["b.txt"]
+    assert corpus.find(f"{tmp_path}/text/[a-z]*") == corpus.find(f"{tmp_path}/text/*") == found
+    assert [file.key for file in corpus.find(f"{tmp_path}/text/.h*")] == [".hidden"]
+    assert [file.key for file in corpus.find(f"{tmp_path}/text/*/*.txt")] == ["c.txt"]
     with pytest.raises(UserError, match="matches no file"):
         corpus.find(str(tmp_path / "text" / "void"))
+    with pytest.raises(UserError, match=r"has \*\*, .* give the folder"):
+        corpus.find(f"{tmp_path}/text/**/*.txt")
+
+
+def test_a_file_that_links_lead_to_is_one(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "text/2024").mkdir(parents=True)
+    (tmp_path / "text/2024/a.txt").write_text("words\n")
+    alone = corpus.find(str(tmp_path / "text"))
+    (tmp_path / "text/0latest").symlink_to(tmp_path / "text/2024")
+    (tmp_path / "text/2024/up").symlink_to(tmp_path / "text")
+    (tmp_path / "text/2024/b.txt").symlink_to(tmp_path / "text/2024/a.txt")
+    for pattern in ("text", "text/*", "text/2024,text/0latest", "text/2024/*.txt"):
+        patterns = ",".join(str(tmp_path / part) for part in pattern.split(","))
+        (file,) = corpus.find(patterns)
+        assert os.path.realpath(file.path) == alone[0].path
+    (file,) = corpus.find(str(tmp_path / "text/0latest"))
+    assert file.key == "a.txt"
+
+
+def test_what_is_written_is_no_text(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "real/out").mkdir(parents=True)
+    for name in ("a.txt", "vocab.txt", "out/manifest.json", "output.txt"):
+        (tmp_path / "real" / name).write_text("words\n")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for read, written in itertools.product(("real", "link"), repeat=2):
+        left_out = [f"{tmp_path}/{written}/{name}" for name in ("out/", "vocab.txt", "none")]
+        found = corpus.find(str(tmp_path / read), left_out)
+        assert [file.key for file in found] == ["a.txt", "output.txt"]
+        with pytest.raises(UserError, match="matches only .*vocab.txt"):
+            corpus.find(f"{tmp_path}/{read}/vocab.txt", left_out)
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path: pathlib.Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    with open(path, "w") as stream:
+        stream.write("words\n")
+    for pattern in (str(tmp_path), f"{tmp_path}/*.txt"):
+        with pytest.raises(UserError, match="a name that is no UTF-8, .*caf.*; rename it"):
+            corpus.find(pattern)
 
 
 def test_a_damaged_archive_is_named(tmp_path: pathlib.Path) -> None:
@@ -433,5 +477,9 @@ def test_other_compressions_are_named(name, compress, tmp_path) -> None:
     for read in (lambda: corpus.scan(file, corpus.TextFormat(), 1), lambda: [*corpus.lines(file)]):
         with pytest.raises(UserError, match=f"text.txt is compressed with {name}; expected text"):
             read()
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("one.txt"))
+    with pytest.raises(UserError, match="text.txt is an archive of tar; expected text"):
+        corpus.scan(file, corpus.TextFormat(), 1)
     path.write_text("BZh is how bzip2 begins.\n")
     assert corpus.scan(file, corpus.TextFormat(), 1).num_documents == 1

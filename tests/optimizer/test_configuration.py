@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_lans
 from tests.optimizer import harness
@@ -42,6 +43,21 @@ from tf_lans import block_selection, recipes
 def test_bad_arguments_are_refused(which: str, arguments: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         harness.PACKAGES[which].LANS(**arguments)
+
+
+@both_kerases
+def test_a_rate_that_would_not_be_followed_is_refused(which: str) -> None:
+    make = harness.PACKAGES[which].LANS
+    for rate in (tf.Variable(0.1), harness.variable("keras3", np.float32(0.1), "rate")):
+        with pytest.raises(TypeError, match="Variable: expected a number of at least 0"):
+            make(rate)
+    other = harness.PACKAGES["tf_keras" if which == "keras3" else "keras3"]
+    message = "would call it once" if which == "tf_keras" else "expected one of Keras 3"
+    with pytest.raises(TypeError, match=message):
+        make(other.WarmupConstantDecay(0.5, 20, 2))
+    if which == "tf_keras":
+        with pytest.raises(TypeError, match="would call it once"):
+            make(lambda: 0.1)
 
 
 @both_kerases
@@ -131,6 +147,24 @@ def test_patterns_that_match_nothing_are_named_once(which: str, recwarn) -> None
 
 
 @both_kerases
+def test_blocks_of_one_path_are_told_apart(which: str) -> None:
+    variables = [
+        harness.variable(which, np.ones(2, np.float32), name) for name in ("tower", "head", "tower")
+    ]
+    optimizer = harness.PACKAGES[which].LANS(0.01)
+    optimizer.exclude_from_weight_decay(var_list=variables[:1])
+    optimizer.watch_gradients()
+    names = ["tower", "head", "tower#2"]
+    assert [row.block for row in tf_lans.describe(optimizer, variables)] == names
+    gradients = [tf.fill([2], size) for size in (3.0, 4.0, 12.0)]
+    with pytest.warns(UserWarning, match="2 blocks have the path 'tower', and all of them are"):
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    found = optimizer.diagnostics()
+    assert list(found.trust_ratios) == list(found.gradient_norms) == names
+    assert found.gradient_norm == pytest.approx(13 * 2**0.5)
+
+
+@both_kerases
 def test_names_under_a_strategy_have_no_replica_suffix(which: str) -> None:
     run = harness.Run(which, "LANS", [np.ones(2, np.float32)], "mirrored")
     assert list(run.optimizer.trust_ratios()) == ["block_0"]
@@ -150,8 +184,17 @@ def test_describe_prints_a_table_and_refuses_strangers(which: str) -> None:
     lines = str(table).splitlines()
     assert lines[0].split() == ["block", "shape", "decays", "adapts"]
     assert lines[2].split()[-2:] == ["yes", "no"]
+    scaled = base.mixed_precision.LossScaleOptimizer(optimizer)
+    assert tf_lans.describe(scaled, model) == table
     with pytest.raises(TypeError, match="SGD"):
         tf_lans.describe(base.optimizers.SGD(), model)
+
+
+def test_an_optimizer_without_a_name_steps() -> None:
+    optimizer = harness.PACKAGES["tf_keras"].LANS(0.1, name=None)
+    variable = tf.Variable([1.0])
+    optimizer.apply_gradients([(tf.ones(1), variable)])
+    assert variable.numpy() < 1
 
 
 def start_python(code: str, **environment: str) -> subprocess.Popen:

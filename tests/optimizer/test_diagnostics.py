@@ -1,6 +1,7 @@
 """What the optimizers tell of a run, and the callback that watches it."""
 
 import contextlib
+import csv
 import logging
 import math
 import sys
@@ -155,6 +156,23 @@ def test_the_callback_looks_at_its_interval(which: str, tmp_path) -> None:
     assert {"lans/learning_rate", "lans/trust_ratios", "lans/gradient_norms"} <= tags
     model.fit(np.ones((12, 3)), np.ones((12, 1)), 4, verbose=0, callbacks=[watch])
     assert [row["step"] for row in watch.history] == [3, 6, 10]
+
+
+@BOTH
+def test_an_epoch_shorter_than_the_interval_has_its_figures(which: str, tmp_path) -> None:
+    base, package = harness.BASES[which], harness.PACKAGES[which]
+    model = base.Sequential([base.layers.Dense(1)])
+    model.compile(package.LANS(0.01), "mse")
+    watch = package.LargeBatchDiagnostics(interval=5)
+    log = base.callbacks.CSVLogger(str(tmp_path / "log.csv"))
+    data = np.ones((12, 3)), np.ones((12, 1))
+    history = model.fit(*data, 4, epochs=3, verbose=0, callbacks=[watch, log]).history
+    assert [row["step"] for row in watch.history] == [3, 6, 9]
+    rates = [row["learning_rate"] for row in watch.history]
+    assert history["lans/learning_rate"] == rates
+    with open(tmp_path / "log.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [float(row["lans/learning_rate"]) for row in rows] == pytest.approx(rates)
 
 
 @BOTH

@@ -1,8 +1,11 @@
 """State and configuration leave the optimizer and come back, in every form that Keras knows."""
 
 import copy
+import os
 import pathlib
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -130,6 +133,33 @@ def test_a_saved_model_resumes_bit_for_bit(
     harness.fit(again, 1)
     harness.assert_equal(again.get_weights(), straight.get_weights())
     assert harness.number(after.iterations) == harness.number(straight.optimizer.iterations) == 8
+
+
+def test_a_new_process_knows_the_classes(tmp_path: pathlib.Path) -> None:
+    """What was imported there has no part in it: there, nothing of the package is used before."""
+    forms = {"keras3": (".keras",), "tf_keras": (".keras", "")}
+    for which, suffixes in forms.items():
+        base, package = harness.BASES[which], harness.PACKAGES[which]
+        model = base.Sequential([base.layers.Input((2,)), base.layers.Dense(1)])
+        model.compile(package.LANS(package.WarmupConstantDecay(0.1, 20, 2)), "mse")
+        model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
+        for suffix in suffixes:
+            model.save(tmp_path / f"{which}{suffix}")
+    program = """
+import sys, tensorflow, keras, tf_keras, tf_lans
+for path in sys.argv[1:]:
+    load = (tf_keras if "tf_keras" in path else keras).models.load_model
+    print(type(load(path).optimizer).__name__)
+"""
+    paths = [tmp_path / f"{which}{suffix}" for which, each in forms.items() for suffix in each]
+    completed = subprocess.run(
+        [sys.executable, "-c", program, *map(str, paths)],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.stdout.splitlines()[-3:] == ["LANS"] * 3, completed.stderr[-2000:]
 
 
 @both_kerases

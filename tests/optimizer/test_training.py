@@ -41,6 +41,22 @@ def test_fit_ends_on_the_averages(which: str) -> None:
     harness.assert_equal(model.get_weights(), averages)
 
 
+@pytest.mark.parametrize(
+    ("which", "micro_steps"), [("keras3", None), ("keras3", 8), ("tf_keras", None)]
+)
+def test_averages_that_no_update_has_entered_replace_no_weights(
+    which: str, micro_steps: int | None
+) -> None:
+    accumulation = {"gradient_accumulation_steps": micro_steps} if micro_steps else {}
+    model = harness.make_model(which, use_ema=True, **accumulation)
+    start = model.get_weights()
+    inputs, targets = harness.data()
+    # Skipped for what is not finite, or short of the window.
+    model.fit(inputs * (1 if micro_steps else np.nan), targets, len(inputs) // 4, verbose=0)
+    assert harness.number(model.optimizer.iterations) == 0
+    harness.assert_equal(model.get_weights(), start)
+
+
 def test_a_custom_loop_in_a_distributed_function() -> None:
     """Model Garden's way: apply_gradients in a replica context inside strategy.run."""
     which = "tf_keras"
