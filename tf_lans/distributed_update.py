@@ -133,7 +133,7 @@ def _local_copy(variable: tf.Variable) -> tf.Variable:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GradientClipping:
-    """Keras's three ways to clip, applied once, to the gradient of the global batch.
+    """Keras's three ways to clip, one at most, applied once, to the gradient of the global batch.
 
     Attributes:
         clipnorm: the largest norm of a block's gradient, or None.
@@ -209,8 +209,7 @@ def update_in_replica(
             tf.stack([tf.cast(square, tf.float32) for square in squared_norms]),
             record.squared_norms.shape,
         )
-    # Keras's own precedence where several are given
-    if clipping.clipvalue and not (clipping.clipnorm or clipping.global_clipnorm):
+    if clipping.clipvalue:
         bound = clipping.clipvalue
         dense_gradients = [tf.clip_by_value(each, -bound, bound) for each in dense_gradients]
         squared_norms = [compiled_update.squared_norm(gradient) for gradient in dense_gradients]

@@ -82,12 +82,19 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The content of `path`; FileNotFoundError where it is no readable file."""
+    """The content of `path`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it is no file, or may not be read.
+    """
     try:
         with tf.io.gfile.GFile(os.fspath(path), "rb") as stream:
             return stream.read()
-    except tf.errors.OpError as error:
+    except tf.errors.NotFoundError as error:
         raise FileNotFoundError(f"cannot read {os.fspath(path)}: {error.message}") from error
+    except tf.errors.OpError as error:
+        raise OSError(f"cannot read {os.fspath(path)}: {error.message}") from error
 
 
 def sha256(path: str | os.PathLike[str], num_bytes: int | None = None) -> str:

@@ -93,6 +93,9 @@ def test_atomic_files(tmp_path: pathlib.Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
     with pytest.raises(FileNotFoundError, match="cannot read"):
         files.read_bytes(tmp_path / "absent")
+    with pytest.raises(OSError, match="cannot read") as caught:
+        files.read_bytes(tmp_path)
+    assert not isinstance(caught.value, FileNotFoundError)  # or it would be called missing
 
 
 def test_content_is_on_the_disk_before_its_name(tmp_path, monkeypatch) -> None:
