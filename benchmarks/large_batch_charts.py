@@ -37,7 +37,7 @@ def choose(
     """The charts for which there are records that compare methods, by name.
 
     As long as draws are left, those of the draws that all methods have made; batches are compared
-    once every method is tuned at each of its own, and steps once no run is left.
+    once every method has had a rate at each of its own, and steps once no run is left.
     """
     done = large_batch_queue.of_study(study, records)
     found = large_batch_report.places(study, large_batch_report.shown(study, records))
@@ -50,9 +50,9 @@ def choose(
         chosen["best_of_n"] = lambda: best_of_n(study, found, validation)
         if large_batch_queue.is_drawn(study, done):
             chosen["loss_curves"] = lambda: loss_curves(study, found, validation)
-        if large_batch_queue.is_tuned_everywhere(study, done):
+        if {place.batch for place in found} == set(study.batches):
             test = frequencies.get("test")
-            chosen = {"loss_by_batch": lambda: loss_by_batch(found, test), **chosen}
+            chosen = {"loss_by_batch": lambda: loss_by_batch(study, found, test), **chosen}
         if large_batch_queue.is_complete(study, done):
             goal = large_batch_report.default_target(study, records) if target is None else target
             if goal is not None:
@@ -111,11 +111,14 @@ def _batch_ticks(axes: Any, found: Sequence[Place]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def loss_by_batch(found: Sequence[Place], frequencies: float | None) -> Figure:
+def loss_by_batch(study: Study, found: Sequence[Place], frequencies: float | None) -> Figure:
     """Each method at its best; bars from the lowest to the highest seed."""
     figure, axes = charts.canvas()
     if not any(place.is_fresh for place in found):
-        axes.set_title("one seed, by which the settings were chosen", fontsize=9)
+        words = f"{study.draws} draws at {study.largest:,}"
+        rates = max((len(each.tuning) for each in found if each.batch < study.largest), default=0)
+        words += f", {rates} of {study.rates} rates elsewhere" if rates else ""
+        axes.set_title(f"{words}; the seed that chose the best of them", fontsize=9)
     for name, group in _of_methods(found, lambda place: place.loss is not None).items():
         losses = [place.loss for place in group]
         low = [place.loss - min(place.losses) for place in group]  # type: ignore[operator]

@@ -218,11 +218,6 @@ def is_drawn(study: Study, done: Records) -> bool:
     return all(is_tuned(study, done, method, study.largest) for method in METHODS.values())
 
 
-def is_tuned_everywhere(study: Study, done: Records) -> bool:
-    """Whether every method has its best settings at each of its batches."""
-    return all(is_tuned(study, done, method, batch) for method, batch in places(study))
-
-
 def total(study: Study, done: Records) -> int:
     """How many runs the study has, if what has not been tuned yet converges somewhere."""
     count = 0
