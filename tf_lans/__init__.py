@@ -52,8 +52,7 @@ def __dir__() -> list[str]:
 
 
 def _register_where_keras_is() -> None:
-    keras = sys.modules.get("keras")
-    if getattr(keras, "__version__", "0").split(".")[0] >= "3":
+    if hasattr(sys.modules.get("keras"), "ops"):  # Keras 2 has none
         importlib.import_module("tf_lans.keras3")
     if "tf_keras" in sys.modules:
         importlib.import_module("tf_lans.tf_keras")

@@ -73,6 +73,25 @@ def learning_rate(value: Any) -> Any:
     return rate
 
 
+def check_schedule(learning_rate: Any, own: type, keras: str) -> None:
+    """Refuses a schedule of the other Keras, which fails at the first step or is never asked again.
+
+    Args:
+        learning_rate: a rate, a schedule or another callable.
+        own: the base class of schedules.
+        keras: whose it is, for the message.
+
+    Raises:
+        TypeError: it is such a schedule.
+    """
+    if hasattr(learning_rate, "get_config") and not isinstance(learning_rate, own):
+        kind = type(learning_rate)
+        raise TypeError(
+            f"learning_rate is a {kind.__name__} of {kind.__module__}: expected a schedule of "
+            f"{keras}, whose optimizer this is"
+        )
+
+
 def _flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected True or False")

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tf_lans import block_selection, callbacks, diagnostics, family, schedules
+from tf_lans import block_selection, callbacks, diagnostics, family, hyperparameters, schedules
 
 if keras.backend.backend() == "tensorflow":
     from tf_lans.keras3_tensorflow import TensorFlowOptimizer as _Backend
@@ -38,12 +38,8 @@ class Keras3BlockOptimizer(family.BlockOptimizer, _Backend):
     """The part between the family and Keras 3's base class."""
 
     def _initialize(self, learning_rate: Any, name: str, base_arguments: dict) -> None:
-        is_schedule = isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule)
-        if hasattr(learning_rate, "get_config") and not is_schedule:
-            raise TypeError(
-                f"learning_rate is a {type(learning_rate).__module__} schedule: expected one of "
-                "Keras 3, or the optimizer of tf_lans.tf_keras"
-            )
+        schedules_of_keras = keras.optimizers.schedules.LearningRateSchedule
+        hyperparameters.check_schedule(learning_rate, schedules_of_keras, "Keras 3")
         super().__init__(learning_rate=learning_rate, name=name, **base_arguments)
         self.skipped_steps = self.add_variable(
             shape=(), dtype="int", aggregation="only_first_replica", name="skipped_steps"

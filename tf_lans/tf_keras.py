@@ -14,6 +14,7 @@ from tf_lans import (
     compiled_update,
     distributed_update,
     family,
+    hyperparameters,
     schedules,
 )
 from tf_lans.hyperparameters import LayerAdaptiveHyperparameters
@@ -50,12 +51,8 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
             raise ValueError(
                 f"{type(self).__name__} got mesh=...: DTensor is not supported, use tf.distribute"
             )
-        schedule = tf_keras.optimizers.schedules.LearningRateSchedule
-        if callable(learning_rate) and not isinstance(learning_rate, schedule):
-            raise TypeError(
-                f"learning_rate={learning_rate!r}: tf_keras would call it once, and never again; "
-                f"expected a number or a {schedule.__module__}.LearningRateSchedule"
-            )
+        schedules_of_keras = tf_keras.optimizers.schedules.LearningRateSchedule
+        hyperparameters.check_schedule(learning_rate, schedules_of_keras, "tf_keras")
         super().__init__(name=name, weight_decay=None, **base_arguments)
         self._learning_rate = self._build_learning_rate(learning_rate)
         with tf.init_scope():

@@ -179,7 +179,7 @@ def test_mistakes_end_in_one_line_and_change_nothing(
     fails(with_override("task.train_data.global_batch_size=0"), capsys, "global_batch_size is 0")
     fails(with_override("task.micro_batch_size=5"), capsys, "micro_batch_size is 5")
     fails(with_override("runtime.distribution_strategy=tpu"), capsys, "tpu")
-    fails(with_override("runtime.num_gpus=3"), capsys, "num_gpus is 3")
+    fails(with_override("runtime.num_gpus=3"), capsys, "num_gpus 3; expected mirrored")
     fails(with_override("task.init_checkpoint=/nowhere"), capsys, "no checkpoint at /nowhere")
     pattern = "trainer.optimizer_config.optimizer.lans.exclude_from_weight_decay=['laier_norm']"
     fails(with_override(pattern), capsys, "'laier_norm' matches no variable")

@@ -493,7 +493,7 @@ def test_other_folders_are_kept(place: pathlib.Path, shards: pathlib.Path, capsy
     assert state(shards) == before
     before_in = {path.name for path in (place / "in").iterdir()}
     assert run(place / "in" / "*", place / "vocab.txt", place / "in") == 2
-    assert "give --output_dir a folder of its own" in capsys.readouterr().err
+    assert "and what is written a folder of its own" in capsys.readouterr().err
     assert {path.name for path in (place / "in").iterdir()} == before_in
     assert run(place / "in" / "*", place / "vocab.txt", place / "vocab.txt") == 2
     assert "vocab.txt is a file" in capsys.readouterr().err
