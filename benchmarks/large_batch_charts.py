@@ -50,9 +50,9 @@ def choose(
         chosen["best_of_n"] = lambda: best_of_n(study, found, validation)
         if large_batch_queue.is_drawn(study, done):
             chosen["loss_curves"] = lambda: loss_curves(study, found, validation)
-        if {place.batch for place in found} == set(study.batches):
-            test = frequencies.get("test")
-            chosen = {"loss_by_batch": lambda: loss_by_batch(study, found, test), **chosen}
+            if {place.batch for place in found} == set(study.batches):
+                test = frequencies.get("test")
+                chosen = {"loss_by_batch": lambda: loss_by_batch(study, found, test), **chosen}
         if large_batch_queue.is_complete(study, done):
             goal = large_batch_report.default_target(study, records) if target is None else target
             if goal is not None:

@@ -57,7 +57,7 @@ def integer(name: str, value: Any, *, minimum: int) -> int:
 def learning_rate(value: Any) -> Any:
     """Returns a checked learning rate: a float of at least 0, or the callable as it came.
 
-    Schedules are callables; whether one fits its Keras is for that Keras to say.
+    Schedules are callables; whether one is of its Keras says `check_schedule`.
 
     Raises:
         TypeError: `value` is neither a real number nor callable, or is a variable: assign to the

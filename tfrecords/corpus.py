@@ -13,7 +13,7 @@ import operator
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO
 
 import tensorflow as tf
@@ -113,26 +113,27 @@ def find(patterns: str, leave_out: Sequence[str] = ()) -> list[TextFile]:
         >>> [file.key for file in find("corpus/a/*.txt,corpus/b.txt")]
         ['a/1.txt', 'a/2.txt', 'b.txt']
     """
-    paths: set[str] = set()
+    left_out = [_real(each) for each in leave_out]
+    places: dict[str, str] = {}
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        matches = _matches(pattern)
-        found = [path for path in matches if not any(_is_below(path, each) for each in leave_out)]
+        matches = {path: _real(path) for path in _matches(pattern)}
+        found = {path: at for path, at in matches.items() if not _holders(at, left_out)}
         if matches and not found:
-            places = [each for each in leave_out if any(_is_below(path, each) for path in matches)]
+            holders = sorted({each for at in matches.values() for each in _holders(at, left_out)})
             raise UserError(
-                f"--input {pattern!r} matches only {' and '.join(places)}, which is the vocabulary "
-                "or written to; give text, and what is written a folder of its own"
+                f"--input {pattern!r} matches only {' and '.join(holders)}, which is written to or "
+                "the vocabulary; give text, and what is written a folder of its own"
             )
         if not found:
             raise UserError(
                 f"--input {pattern!r} matches no file; give existing files, folders or quoted "
                 "globs, separated by commas"
             )
-        paths.update(found)
+        places.update(found)
+    paths = _once_each(places)
     if not paths:
         raise UserError("--input is empty; give files, folders or quoted globs, with commas")
     systems = {path.partition("://")[0] if "://" in path else "" for path in paths}
-    paths = _once_each(paths)
     if len(systems) > 1:
         raise UserError(
             f"--input has files of {len(systems)} file systems, {min(paths)} and {max(paths)}; "
@@ -151,17 +152,16 @@ def _real(path: str) -> str:
     return path.rstrip("/") if "://" in path else os.path.realpath(path)
 
 
-def _is_below(path: str, other: str) -> bool:
-    """Whether a file is another one, or lies in another folder."""
-    return f"{_real(path)}/".startswith(f"{_real(other)}/")
+def _holders(place: str, others: Iterable[str]) -> list[str]:
+    """Those of other files and folders that a file is, or lies in."""
+    return [other for other in others if f"{place}/".startswith(f"{other}/")]
 
 
-def _once_each(paths: Iterable[str]) -> set[str]:
-    """One path for each file: its own, or else the first of its links."""
+def _once_each(places: Mapping[str, str]) -> set[str]:
+    """Of the paths to each place, its own, or else the first of its links."""
     chosen: dict[str, str] = {}
-    for path in sorted(paths):
-        real = _real(path)
-        chosen[real] = real if path == real else chosen.get(real, path)
+    for path, place in sorted(places.items()):
+        chosen[place] = place if path == place else chosen.get(place, path)
     return set(chosen.values())
 
 

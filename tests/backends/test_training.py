@@ -1,6 +1,7 @@
 """The optimizers in a whole Keras training, without TensorFlow."""
 
 import pathlib
+import sys
 from typing import Any
 
 import keras
@@ -168,6 +169,13 @@ def test_a_run_that_only_skips_is_stopped(caplog: pytest.LogCaptureFixture) -> N
     assert (int(model.optimizer.iterations), int(model.optimizer.skipped_steps)) == (2, 3)
     assert [row["step"] for row in watch.history] == [1, 2, 2, 2, 2]
     assert all(row["weight_norm"] > 0 for row in watch.history)
+
+
+def test_all_names_come_without_tensorflow() -> None:
+    names: dict[str, object] = {}
+    exec("from tf_lans import *", names)
+    assert names["LANS"] is tf_lans.keras3.LANS
+    assert "tensorflow" not in sys.modules
 
 
 def test_between_looks_the_optimizer_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

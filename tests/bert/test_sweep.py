@@ -1,6 +1,7 @@
 """Several seeds and rates in one command, and flags from recipes."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import shutil
@@ -456,6 +457,8 @@ def test_a_sweep_by_recipe(folder: pathlib.Path, capsys: pytest.CaptureFixture[s
         assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
         assert json.loads((run / "eval_metrics.json").read_text())["f1"] == scores[name]
     assert "best: rate-0.00" in capsys.readouterr().out
+    digest = hashlib.sha256((folder / "squad.json").read_bytes()).hexdigest()
+    assert saved["data_sha256"]["--dev_file"] == digest
     # Finished runs are read, not made again.
     modified = [(root / name / "predictions.json").stat().st_mtime_ns for name in scores]
     assert finetune.main(arguments) == 0

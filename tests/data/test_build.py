@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tests.data.conftest import NUM_SHARDS, SEQ_LENGTHS, build_arguments, write_corpus
-from tfrecords import Manifest, UserError, build, stages
+from tfrecords import Manifest, UserError, build, stages, vocabulary
 from tfrecords.vocabulary import Vocabulary
 
 
@@ -388,6 +388,22 @@ def test_text_in_the_folder_that_is_written_to(
     flags = [*build_arguments(corpus_dir, vocab_file, tmp_path), f"--input={tmp_path}"]
     assert build.main(flags) == 2
     assert "and what is written a folder of its own" in capsys.readouterr().err
+
+
+def test_the_vocabulary_beside_the_text_is_no_text(
+    corpus_dir: pathlib.Path, vocab_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "text"
+    shutil.copytree(corpus_dir, folder)
+    shutil.copy(vocab_file, folder / "vocab.txt")
+    flags = build_arguments(corpus_dir, folder / "vocab.txt", folder / "shards")
+    assert build.main([*flags, f"--input={folder}"]) == 0
+    identity = Manifest.load(folder / "shards").identity
+    assert identity["input"]["files"] == 2
+    before = (folder / "vocab.txt").read_bytes()
+    arguments = [f"--input={folder / '*.txt'},{folder / 'a'}", "--vocab_size=250"]
+    assert vocabulary.main([*arguments, f"--output={folder / 'vocab.txt'}"]) == 0
+    assert (folder / "vocab.txt").read_bytes() == before
 
 
 def test_a_file_system_that_is_not_there_is_one_line(
