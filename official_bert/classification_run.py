@@ -49,7 +49,8 @@ SEQ_LENGTH = 128
 # On a CPU, small groups of one length save more than their own cost.
 _CPU_GROUP = 8
 _BEGUN_WITH = (
-    "task.model", "task.train_data", "task.init_checkpoint", "task.new_pooler", "task.labels",
+    "task.model", "task.train_data", "task.train_file_sha256", "task.init_checkpoint",
+    "task.new_pooler", "task.labels",
 )  # fmt: skip
 
 
@@ -212,6 +213,7 @@ def config(
             use_encoder_pooler=True,
             encoder=start.encoder,
         ),
+        train_file_sha256=files.sha256(data.train.path),
         micro_batch_size=chosen.micro_batch_size or 0,
         num_lengths=chosen.num_lengths,
         new_pooler=chosen.new_pooler,

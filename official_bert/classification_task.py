@@ -58,10 +58,11 @@ class ClassificationDataConfig(config_definitions.DataConfig):
 
 @dataclasses.dataclass
 class ClassificationConfig(sentence_prediction.SentencePredictionConfig):
-    """Model Garden's fields, and seven of ours.
+    """Model Garden's fields, and eight of ours.
 
     Attributes:
       seed: draws the new weights and dropout; `train_data.seed` draws the order of the rows.
+      train_file_sha256: of the file that is trained on, which a begun run may not exchange.
       micro_batch_size: rows of each replica's share that have one length; 0 takes all of them.
       num_lengths: how many static lengths there are.
       new_pooler: whether the pooler is drawn anew, instead of restored with the encoder.
@@ -71,6 +72,7 @@ class ClassificationConfig(sentence_prediction.SentencePredictionConfig):
     """
 
     seed: int = 0
+    train_file_sha256: str = ""
     micro_batch_size: int = 0
     num_lengths: int = 4
     new_pooler: bool = False

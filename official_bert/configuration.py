@@ -178,8 +178,30 @@ def _check_names(params: base_config.Config, values: dict[str, Any], source: str
             below = getattr(config, key)
             if isinstance(value, dict) and isinstance(below, params_dict.ParamsDict):
                 walk(below, value, f"{path}{key}.")
+            part = _part_of_list(type(config), key)
+            if part is None or not isinstance(value, list):
+                continue
+            for index, each in enumerate(value):
+                if not isinstance(each, dict):
+                    raise UserError(
+                        f"{source}: {path}{key}[{index}] is {each!r}; expected field: value pairs"
+                    )
+                walk(part(), each, f"{path}{key}[{index}].")
 
     walk(params, values, "")
+
+
+def _part_of_list(kind: type[Any], field: str) -> type[Any] | None:
+    """The config that a field is a list of; None for any other field."""
+    annotation = typing.get_type_hints(kind).get(field)
+    choices = [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        choices = list(typing.get_args(annotation))
+    for choice in choices:
+        parts = typing.get_args(choice) if typing.get_origin(choice) is list else ()
+        if parts and isinstance(parts[0], type) and issubclass(parts[0], base_config.Config):
+            return parts[0]
+    return None
 
 
 def type_errors(config: base_config.Config, path: str = "") -> Iterator[tuple[str, str]]:
@@ -194,6 +216,9 @@ def type_errors(config: base_config.Config, path: str = "") -> Iterator[tuple[st
         annotation = annotations[field.name]
         if isinstance(value, base_config.Config):
             yield from type_errors(value, f"{name}.")
+        elif isinstance(value, list) and _part_of_list(type(config), field.name):
+            for index, part in enumerate(value):
+                yield from type_errors(part, f"{name}[{index}].")
         elif not _matches(value, annotation):
             yield name, f"is {value!r}; expected {_describe(annotation)}"
 
@@ -230,7 +255,10 @@ def _read_yaml(path: str) -> Any:
     try:
         return params_dict.read_yaml_to_params_dict(path).as_dict()
     except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"cannot read the config file {path}: it does not exist") from error
+        reason = "it does not exist"
+        if tf.io.gfile.exists(path):
+            reason = " ".join(str(getattr(error, "message", error)).split())
+        raise UserError(f"cannot read the config file {path}: {reason}") from error
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a YAML file of field: value pairs: {error}") from error
 

@@ -27,6 +27,7 @@ _SCHEDULE = "trainer.optimizer_config.learning_rate.warmup_constant_decay"
 _SECTIONS = (
     "task.model",
     "task.train_data",
+    "task.train_file_sha256",
     "task.init_checkpoint",
     "task.seed",
     "trainer.optimizer_config",

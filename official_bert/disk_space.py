@@ -1,15 +1,18 @@
 """Whether a run's checkpoints fit on the disk they go to."""
 
 import os
+import pathlib
+import re
 import shutil
 import tempfile
 
-import tensorflow as tf
 from official.core import config_definitions
 from official.nlp.configs import bert
 
 from official_bert import estimates
 from official_bert.pretraining_task import LargeBatchPretrainConfig
+
+_CHECKPOINT = re.compile(r"(?P<prefix>ckpt-(?P<number>\d+))(\.index|\.data-.*|_temp)")
 
 
 def problem(model_dir: str, free: int | None, size: int | None, kept: int) -> str | None:
@@ -92,14 +95,45 @@ def numbers(
 ) -> tuple[int | None, int | None, int]:
     """What `problem` and `warning` go by: free bytes, bytes of a checkpoint, checkpoints there are.
 
+    What a killed save or sweep left counts as free, since a run deletes it before it saves.
+
     Args:
       params: the run's config.
       model_dir: its folder, which need not be there yet.
     """
-    kept = 0
-    if "://" not in model_dir and tf.io.gfile.isdir(model_dir):
-        kept = len(tf.io.gfile.glob(os.path.join(model_dir, "ckpt-*.index")))
-    return free_bytes(model_dir), checkpoint_bytes(params), kept
+    free, size = free_bytes(model_dir), checkpoint_bytes(params)
+    if free is None or not os.path.isdir(model_dir):
+        return free, size, 0
+    whole, remains = _checkpoints(pathlib.Path(model_dir))
+    most = params.trainer.max_to_keep
+    swept = sum(map(sum, list(whole.values())[:-most]))
+    return free + swept + remains, size, min(len(whole), most)
+
+
+def is_finished(params: config_definitions.ExperimentConfig, model_dir: str) -> bool:
+    """Whether a local folder holds the checkpoint of the last step, so that none is to come."""
+    last = f"ckpt-{params.trainer.train_steps}.index"
+    return "://" not in model_dir and os.path.exists(os.path.join(model_dir, last))
+
+
+def _checkpoints(folder: pathlib.Path) -> tuple[dict[int, list[int]], int]:
+    """The bytes of each whole checkpoint's files, by step ascending, and those of remains."""
+    sizes: dict[int, list[int]] = {}
+    indexed: set[int] = set()
+    remains = 0
+    for path in folder.iterdir():
+        name = _CHECKPOINT.fullmatch(path.name)
+        if name is None:
+            continue
+        number = int(name["number"])
+        if path.is_dir():
+            remains += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        else:
+            sizes.setdefault(number, []).append(path.stat().st_size)
+        if path.suffix == ".index":
+            indexed.add(number)
+    remains += sum(sum(found) for number, found in sizes.items() if number not in indexed)
+    return {number: sizes[number] for number in sorted(indexed)}, remains
 
 
 def checkpoint_bytes(params: config_definitions.ExperimentConfig) -> int | None:

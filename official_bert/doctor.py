@@ -29,7 +29,6 @@ from official_bert import (
     doctor_report,
     estimates,
     experiments,
-    optimization,
     preflight,
     ranges,
     run_data,
@@ -37,7 +36,7 @@ from official_bert import (
     versions,
 )
 from official_bert.machine import Machine, device_problems, probe
-from official_bert.pretraining_task import LargeBatchPretrainConfig, with_heads_of_data
+from official_bert.pretraining_task import LargeBatchPretrainConfig
 from tfrecords import command, schema
 from tfrecords.errors import UserError
 
@@ -244,9 +243,7 @@ def _folder_problems(
 ) -> list[str]:
     """Why a sound config cannot go on in this folder."""
     try:
-        params = with_heads_of_data(optimization.with_schedule_length(params), mode)
-        if hasattr(params.runtime, "num_workers"):
-            params = params.replace(runtime=params.runtime.replace(num_workers=workers))
+        params = runner.completed(params, mode, workers)
         continuation.check(params, model_dir, mode, repartition=repartition)
     except UserError as error:
         return [str(error)]

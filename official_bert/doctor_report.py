@@ -104,11 +104,14 @@ def noise_table(model_dir: str, batches: estimates.Batches) -> str:
     path = os.path.join(model_dir, metrics_log.METRICS)
     if not model_dir or not tf.io.gfile.exists(path):
         return ""
-    found = noise_scale.from_rows(metrics_log.read(path), batches.global_batch, batches.pieces)
+    rows = metrics_log.read(path)
+    # Of the run as it was, whatever the recipe says now.
+    pieces = rows[-1].get("pieces", batches.pieces) if rows else None
+    found = noise_scale.from_rows(rows, batches.global_batch, pieces)
     if found is None:
         return ""
-    rows = [
+    lines = [
         ("noise scale", f"{found.rounded} examples, over the last {found.steps:,} steps"),
         ("is the batch too large?", found.verdict(batches.global_batch)),
     ]
-    return table("Gradient noise", rows)
+    return table("Gradient noise", lines)

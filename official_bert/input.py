@@ -10,7 +10,7 @@ from official.core import config_definitions
 from official.nlp.data import data_loader, data_loader_factory
 
 import tfrecords
-from tfrecords import decoding, files, schema
+from tfrecords import decoding, files, reader, schema
 from tfrecords.errors import UserError
 from tfrecords.vocabulary import Vocabulary
 
@@ -34,7 +34,8 @@ class PretrainDataConfig(config_definitions.DataConfig):
       max_predictions_per_seq: of dynamic records, the most masked positions of a row.
       whole_word_mask: of dynamic records, whether the pieces of a word are masked together.
       on_corrupt: `raise` stops at a damaged record and names it, `skip` reads on without it.
-      corrupt_budget: how many damaged records `skip` tolerates.
+      corrupt_budget: how many damaged records `skip` tolerates, in each worker and since each
+        start.
     """
 
     input_path: str = ""
@@ -179,7 +180,8 @@ def check_shards(params: PretrainDataConfig, vocab_size: int) -> tfrecords.Manif
         )
     manifest = tfrecords.Manifest.load(params.input_path)
     split = "train" if params.is_training else "eval"
-    manifest.check_shards(split, params.seq_length)
+    tolerant = params.on_corrupt == reader.SKIP
+    manifest.check_shards(split, params.seq_length, tolerant=tolerant)
     manifest.check_vocab_size(vocab_size)
     masking = decoding.MaskingChoice(**_masking(params))
     if manifest.records == schema.STORED:

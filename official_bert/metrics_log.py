@@ -40,8 +40,12 @@ class MetricsLog:
     def cut_back(self, step: int) -> None:
         """Drops the rows after `step`, and a last line that a kill left unfinished."""
         if tf.io.gfile.exists(self.path):
-            rows = [row for row in read(self.path) if row["step"] <= step]
-            files.write_text(self.path, "".join(_line(row) for row in rows))
+            write(self.path, [row for row in read(self.path) if row["step"] <= step])
+
+
+def write(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Makes a file hold these rows and no others, atomically."""
+    files.write_text(path, "".join(_line(row) for row in rows))
 
 
 def _line(row: Mapping[str, Any]) -> str:

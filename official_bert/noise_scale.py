@@ -176,8 +176,8 @@ def from_rows(
     """The noise scale over the last steps of a run.
 
     Args:
-        rows: of `metrics.jsonl`, in order. Skipped steps, and rows without both norms, are left
-            out.
+        rows: of `metrics.jsonl`, in order. Skipped steps, rows without both norms, and those
+            whose own `pieces` is another are left out.
         batch_size: examples of a global batch.
         pieces: N, in how many equal pieces it was cut; None where that is not known.
         window: how many of the last rows with both norms count.
@@ -188,7 +188,7 @@ def from_rows(
     """
     if pieces is None or pieces < 2:
         return None
-    norms = _norms(rows)[-window:]
+    norms = _norms(rows, pieces)[-window:]
     return _estimate(norms, batch_size, pieces)
 
 
@@ -208,20 +208,21 @@ def over_run(
     """
     if pieces is None or pieces < 2:
         return []
-    norms = _norms(rows)
+    norms = _norms(rows, pieces)
     windows = [norms[end - window : end] for end in range(window, len(norms) + 1, window)]
     found = [(part[-1][0], _estimate(part, batch_size, pieces)) for part in windows]
     return [(step, scale) for step, scale in found if scale is not None]
 
 
-def _norms(rows: Rows) -> list[tuple[int, float, float]]:
-    """Step, |G_big| and |G_small| of the rows that have both and were not skipped."""
+def _norms(rows: Rows, pieces: int) -> list[tuple[int, float, float]]:
+    """Step, |G_big| and |G_small| of the rows of so many pieces that were not skipped."""
     found, skipped = [], 0
     for row in rows:
         is_skipped = row.get("skipped_steps", 0) > skipped
         skipped = row.get("skipped_steps", 0)
         big, small = row.get(BIG), row.get(SMALL)
-        if not is_skipped and big is not None and small is not None:
+        is_cut_so = row.get("pieces", pieces) == pieces
+        if not is_skipped and is_cut_so and big is not None and small is not None:
             found.append((row["step"], big, small))
     return found
 

@@ -92,10 +92,9 @@ def problems(
     if isinstance(params.task, LargeBatchPretrainConfig):
         yield from _pretraining_problems(params, mode, model_dir, workers, out_of_range)
     yield from batch_problems(params, mode, workers=workers, replicas=replicas)
-    if model_dir and "train" in mode:
-        yield from filter(
-            None, [disk_space.problem(model_dir, *disk_space.numbers(params, model_dir))]
-        )
+    if model_dir and "train" in mode and not disk_space.is_finished(params, model_dir):
+        found = disk_space.problem(model_dir, *disk_space.numbers(params, model_dir))
+        yield from filter(None, [found])
 
 
 def warnings(
@@ -324,6 +323,28 @@ def _pretraining_problems(
         yield from found
     if readable:
         yield from _refusals(with_heads_of_data, params, mode)
+        if "eval" in mode:
+            yield from _split_problems(params, workers)
+
+
+def _split_problems(params: config_definitions.ExperimentConfig, workers: int) -> Problems:
+    """A loop of evaluation steps inside of TensorFlow that the split ends before it does."""
+    trainer, data = params.trainer, params.task.validation_data
+    if not trainer.eval_tf_while_loop or data.is_training or data.global_batch_size % workers:
+        return
+    shards = tfrecords.Manifest.load(data.input_path).shards(schema.EVAL, data.seq_length)
+    share = data.global_batch_size // workers
+    counts = [
+        sum(shards[number].examples for number in owned)
+        for owned in (sharding.worker_shards(len(shards), workers, each) for each in range(workers))
+    ]
+    steps = math.ceil(max(counts) / share)
+    if trainer.validation_steps > steps:
+        yield (
+            f"trainer.validation_steps is {trainer.validation_steps}, and with "
+            f"eval_tf_while_loop the split must last so long; expected at most {steps}: lower it, "
+            "or leave trainer.eval_tf_while_loop out"
+        )
 
 
 def _model_problems(task: LargeBatchPretrainConfig) -> Problems:

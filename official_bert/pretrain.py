@@ -76,6 +76,12 @@ def body(flag_values: flags.FlagValues, stop: interruption.StopRequest) -> None:
     for params, folder in zip(phases, folders, strict=True):
         preflight.check(params, "train_and_eval", folder)
     _check_models(*phases)
+    given = phases[1].task.init_checkpoint
+    if given and os.path.normpath(given) != os.path.normpath(folders[0]):
+        raise UserError(
+            f"task.init_checkpoint of --phase2 is {given}; expected none, since phase 2 starts "
+            f"from {folders[0]}: leave it out, or run the phases by official_bert.train"
+        )
     # Before anything is computed: TensorFlow wants a strategy over several workers first of all.
     strategy = devices.build_strategy(phases[0].runtime)
     workers, replicas = cluster.input_pipelines(strategy), strategy.num_replicas_in_sync

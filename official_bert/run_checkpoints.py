@@ -1,5 +1,6 @@
 """The checkpoints of a run: written by all workers, left by the chief, restored by all."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -23,13 +24,21 @@ def _number(prefix: str) -> int:
     return int(prefix.rpartition("-")[2])
 
 
-def _empty_folder(model_dir: str, worker: int) -> str:
-    """A worker's own folder; what a killed one left in it is gone."""
+def _own_folder(model_dir: str, worker: int, stack: contextlib.ExitStack) -> str:
+    """A worker's own folder until `stack` ends, rid of what a killed worker left in it."""
     name = hashlib.sha256(os.path.abspath(model_dir).encode()).hexdigest()[:16]
-    folder = os.path.join(tempfile.gettempdir(), f"tf_lans_worker{worker}_{name}")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    return folder
+    start = os.path.join(tempfile.gettempdir(), f"tf_lans_worker{worker}_{name}")
+    number = 0
+    while True:
+        folder = f"{start}_{number}"
+        # One that is locked belongs to an evaluation of the same run, or to a process that this
+        # one replaces.
+        with contextlib.suppress(TimeoutError):
+            stack.enter_context(files.lock(f"{folder}.lock"))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.makedirs(folder)
+            return folder
+        number += 1
 
 
 class RunCheckpoints(tf.train.CheckpointManager):
@@ -65,13 +74,18 @@ class RunCheckpoints(tf.train.CheckpointManager):
         initialize: Callable[[], None],
         restored: Mapping[str, Any] | None = None,
     ) -> None:
+        # TensorFlow's patterns find nothing behind a doubled slash.
+        model_dir = model_dir.rstrip("/") or "/"
         self._model_dir, self._restored = model_dir, restored
         self._initialize = initialize
         self._seen: list[bytes] = []
         self._strategy = tf.distribute.get_strategy()
         worker = cluster.this_worker(self._strategy)
         self._is_chief = worker.is_chief
-        self._own_folder = None if self._is_chief else _empty_folder(model_dir, worker.index)
+        self._stack = contextlib.ExitStack()
+        self._own_folder = (
+            None if self._is_chief else _own_folder(model_dir, worker.index, self._stack)
+        )
         # A list of checkpoints that cannot be read would end the superclass.
         readable = self._own_folder or checkpoints.is_state_readable(model_dir)
         if not readable:
@@ -162,13 +176,15 @@ class RunCheckpoints(tf.train.CheckpointManager):
     def tidy(self) -> None:
         """Ends what a killed process left half done: a save, a sweep, the list of checkpoints.
 
-        For the process that trains, after the restore.
+        What is not on the list goes too: a checkpoint that was passed over, or saved in the moment
+        before a kill. For the process that trains, after the restore.
         """
         if self._own_folder is not None:
             return
         if self._maybe_delete:
             self._sweep()
             self._record_state()
+            self._remove_unlisted()
         for path in tf.io.gfile.glob(f"{self._prefix}-*_temp"):
             tf.io.gfile.rmtree(path)
         # A sweep deletes the index first, a save writes it last.
@@ -177,6 +193,13 @@ class RunCheckpoints(tf.train.CheckpointManager):
                 tf.io.gfile.remove(path)
         for path in tf.io.gfile.glob(os.path.join(self._directory, "checkpoint.tmp*")):
             tf.io.gfile.remove(path)
+
+    def _remove_unlisted(self) -> None:
+        """Deletes the index files of checkpoints that are not on the list, by their names alone."""
+        kept = {f"{os.path.basename(prefix)}.index" for prefix in self._maybe_delete}
+        for path in tf.io.gfile.glob(f"{self._prefix}-*.index"):
+            if os.path.basename(path) not in kept:
+                tf.io.gfile.remove(path)
 
     def save(
         self, checkpoint_number: Any = None, check_interval: bool = True, options: Any = None
@@ -222,3 +245,4 @@ class RunCheckpoints(tf.train.CheckpointManager):
         """Removes the folder of a worker that is not the chief."""
         if self._own_folder is not None:
             shutil.rmtree(self._own_folder, ignore_errors=True)
+            self._stack.close()

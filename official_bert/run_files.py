@@ -17,6 +17,8 @@ SPEED = "speed.jsonl"
 TRAIN_SUMMARIES = "train"
 # The steps that a running estimate looks back on.
 WINDOW = 100
+# For what a process that this one replaces may still save, or a file server find out.
+PATIENCE_SECONDS = 120.0
 
 
 class RunFiles:
@@ -54,13 +56,13 @@ class RunFiles:
         """Keeps other processes from training in the same folder, on a local file system.
 
         Raises:
-          UserError: another one does.
+          TimeoutError: another one does, and has not ended within `PATIENCE_SECONDS`.
         """
         if not self.writes:
             yield
             return
         tf.io.gfile.makedirs(self.model_dir)
-        with files.lock(self._path(".lock")):
+        with files.lock(self._path(".lock"), PATIENCE_SECONDS):
             yield
 
     def begin(
@@ -106,7 +108,7 @@ class RunFiles:
         before = metrics_log.read(path) if tf.io.gfile.exists(path) else []
         new = [row for row in changes if row not in before]
         if new:
-            metrics_log.MetricsLog(path).append(new)
+            metrics_log.write(path, [*before, *new])
 
     def _rows_before(self, step: int) -> list[dict[str, Any]]:
         if not tf.io.gfile.exists(self.metrics.path):

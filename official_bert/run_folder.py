@@ -9,7 +9,9 @@ from official_bert import configuration
 from tfrecords import files
 from tfrecords.errors import UserError
 
-_RUN = re.compile(rf"{re.escape(configuration.PARAMS_FILE)}|checkpoint|ckpt-.*\.index")
+_RUN = re.compile(rf"{re.escape(configuration.PARAMS_FILE)}|ckpt-\d+\.index")
+# TensorFlow finds files by patterns, also where it deletes checkpoints.
+_PATTERN = re.compile(r"[*?\[\]\\]")
 # What launchers, schedulers, TensorBoard, file systems and users put beside a run before it
 # begins. None of it has the name of a file that a run writes.
 _BESIDE = re.compile(
@@ -28,7 +30,7 @@ def names(folder: str) -> list[str]:
 
 
 def check(model_dir: str, is_early: Callable[[str], bool]) -> None:
-    """Refuses a folder whose files a run would overwrite.
+    """Refuses a folder whose files a run would overwrite, or whose name is a pattern.
 
     Args:
         model_dir: the folder; it need not exist.
@@ -36,11 +38,18 @@ def check(model_dir: str, is_early: Callable[[str], bool]) -> None:
             first `params.yaml`.
 
     Raises:
-        UserError: the folder holds something else than a run, or the beginning of one.
+        UserError: the folder holds something else than a run, or the beginning of one; or its
+            name has a character that patterns of files have.
 
     Example:
         >>> check("a_new_folder", is_early=lambda name: False)
     """
+    character = _PATTERN.search(model_dir)
+    if character:
+        raise UserError(
+            f"--model_dir is {model_dir}; expected no {character[0]!r}, which has a meaning in "
+            "patterns of files: give another, or rename the folder"
+        )
     found = names(model_dir)
     if any(map(_RUN.fullmatch, found)):
         return

@@ -100,7 +100,7 @@ def run(
     for problem in ranges.problems(params, mode).values():
         raise UserError(problem)
     strategy = strategy or devices.build_strategy(params.runtime)
-    params = _completed(params, mode, strategy)
+    params = completed(params, mode, cluster.input_pipelines(strategy))
     changes = continuation.check(params, model_dir, mode, repartition=repartition)
     performance.set_mixed_precision_policy(params.runtime.mixed_precision_dtype or "float32")
     pipelines, replicas = cluster.input_pipelines(strategy), strategy.num_replicas_in_sync
@@ -127,15 +127,22 @@ def run(
 
 @contextlib.contextmanager
 def _user_errors() -> Iterator[None]:
-    """Tells what the user can mend in a line: damaged records, a full disk."""
+    """Tells what the user can mend in a line: damaged records, a full disk, too little memory."""
     try:
         yield
     except tf.errors.OpError as error:
         damage = reader.user_error(error)
+        reason = " ".join(str(error.message).split())[:200]
         if damage is None and "No space left" in str(error):
             damage = UserError(
-                f"no space left on the disk: {' '.join(str(error.message).split())[:200]}; make "
-                "room and start again with the same command"
+                f"no space left on the disk: {reason}; make room and start again with the same "
+                "command"
+            )
+        elif damage is None and isinstance(error, tf.errors.ResourceExhaustedError):
+            damage = UserError(
+                f"a device has too little memory for the step: {reason}; give a smaller micro-batch"
+                " (task.micro_batch_size, or finetuning's --micro_batch_size), which changes no "
+                "result"
             )
         if damage is None:
             raise
@@ -155,21 +162,27 @@ def check_model_dir(
     Raises:
       UserError: naming the first field that differs.
     """
-    params = _completed(params, mode, strategy)
+    workers = cluster.input_pipelines(strategy or tf.distribute.get_strategy())
+    params = completed(params, mode, workers)
     continuation.check(params, model_dir, mode, repartition=repartition)
 
 
-def _completed(
-    params: config_definitions.ExperimentConfig,
-    mode: str,
-    strategy: tf.distribute.Strategy | None = None,
+def completed(
+    params: config_definitions.ExperimentConfig, mode: str, workers: int
 ) -> config_definitions.ExperimentConfig:
-    """The config with what follows from the rest of it written out, as the run records it."""
+    """The config with what follows from the rest of it written out, as the run records it.
+
+    Args:
+      params: the config.
+      mode: one of `MODES`.
+      workers: input pipelines.
+
+    Raises:
+      UserError: the shards, from which the heads follow, cannot be read.
+    """
     params = with_heads_of_data(optimization.with_schedule_length(params), mode)
     if not hasattr(params.runtime, "num_workers"):
         return params
-    strategy = strategy or tf.distribute.get_strategy()
-    workers = cluster.input_pipelines(strategy)
     return params.replace(runtime=params.runtime.replace(num_workers=workers))
 
 
@@ -240,13 +253,18 @@ class _Run:
         with self.files.locked():
             self.checkpoints.catch_up()
             self.checkpoints.tidy()
-            before = self.files.begin(self.step, changes, self._partitions())
-            limit = getattr(trainer, "max_skipped_steps", TrainerConfig.max_skipped_steps)
-            self.guard = guard.SkippedStepsGuard(limit, before)
+            self.guard = self._begin(changes)
             self._train()
             if self.files.writes:
                 model_card.write(self.model_dir, self.params)
         return RunResult(global_step=self.step, evaluation=self.evaluation)
+
+    def _begin(self, changes: tuple[continuation.Change, ...]) -> guard.SkippedStepsGuard:
+        """Settles the folder; what counts the lost steps, those of the rows so far included."""
+        limit = getattr(self.params.trainer, "max_skipped_steps", TrainerConfig.max_skipped_steps)
+        return guard.SkippedStepsGuard(
+            limit, self.files.begin(self.step, changes, self._partitions())
+        )
 
     def _partitions(self) -> tuple[run_data.Partition, ...]:
         """Who has shared the epochs of pretraining; the task is told where they begin."""

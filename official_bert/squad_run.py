@@ -24,7 +24,7 @@ from tfrecords import files
 from tfrecords.errors import UserError
 
 # Known before the slow part, the windows; the runner checks the rest of a begun run.
-_BEGUN_WITH = ("task.model", "task.train_data", "task.init_checkpoint")
+_BEGUN_WITH = ("task.model", "task.train_data", "task.train_file_sha256", "task.init_checkpoint")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,7 @@ def config(
 
     return squad_task.SquadConfig(
         seed=settings.seed,
+        train_file_sha256=files.sha256(squad_settings.train_file),
         strict=squad_settings.strict,
         micro_batch_size=squad_settings.micro_batch_size or 0,
         init_checkpoint=start.checkpoint,

@@ -45,12 +45,14 @@ class SquadConfig(question_answering.QuestionAnsweringConfig):
 
     Attributes:
       seed: draws the new weights; `train_data.seed` draws the order of the rows.
+      train_file_sha256: of the file that is trained on, which a begun run may not exchange.
       strict: whether answers that do not stand where they say are refused.
       micro_batch_size: rows of a replica of one forward and backward pass, whose gradients are
         summed; 0 takes its whole share at once.
     """
 
     seed: int = 0
+    train_file_sha256: str = ""
     strict: bool = False
     micro_batch_size: int = 0
     train_data: question_answering_dataloader.QADataConfig = dataclasses.field(

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, on any file system TensorFlow knows (gs:// included)."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import pathlib
@@ -9,8 +10,7 @@ from collections.abc import Iterator
 
 import filelock
 import tensorflow as tf
-
-from tfrecords.errors import UserError
+from absl import logging
 
 PARTIAL = ".partial-"
 _BLOCK = 1 << 20
@@ -109,29 +109,49 @@ def sha256(path: str | os.PathLike[str], num_bytes: int | None = None) -> str:
 
 
 @contextlib.contextmanager
-def lock(path: str) -> Iterator[None]:
+def lock(path: str, patience: float = 0.0) -> Iterator[None]:
     """Holds the lock file `path`, which is gone afterwards; a killed process holds nothing.
 
-    Only local file systems have locks; for others this does nothing.
+    On file systems without locks, object stores among them, this does nothing.
+
+    Args:
+        path: the file, in the folder that is locked.
+        patience: seconds to wait for another process that holds it.
 
     Raises:
-        UserError: another process holds it.
+        TimeoutError: another process still holds it.
     """
-    if "://" in path:
-        yield
-        return
-    held = filelock.FileLock(path)
-    try:
-        held.acquire(blocking=False)
-    except filelock.Timeout as error:
-        raise UserError(
-            f"another process is at work in {os.path.dirname(path)}; wait for it, or end it"
-        ) from error
+    held = None if "://" in path else _acquired(path, patience)
     try:
         yield
     finally:
-        pathlib.Path(path).unlink(missing_ok=True)
-        held.release()
+        if held is not None:
+            pathlib.Path(path).unlink(missing_ok=True)
+            held.release()
+
+
+def _acquired(path: str, patience: float) -> filelock.BaseFileLock | None:
+    """The lock; None on a file system that has none."""
+    # A soft lock, filelock's own way out there, would outlive a process that is killed.
+    held = filelock.FileLock(path, fallback_to_soft=False)
+    folder = os.path.dirname(path)
+    try:
+        try:
+            return held.acquire(timeout=0).lock
+        except filelock.Timeout:
+            if patience:
+                logging.warning("another process is at work in %s; waiting for it", folder)
+            return held.acquire(timeout=patience, poll_interval=0.5).lock
+    except filelock.Timeout as error:
+        waited = f" after {patience:g} seconds of waiting" if patience else ""
+        raise TimeoutError(
+            f"another process is at work in {folder}{waited}; wait for it, or end it"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        logging.warning("%s: no locks there; let no two processes work in it at once", folder)
+        return None
 
 
 def remove_partial(folder: str | os.PathLike[str]) -> None:

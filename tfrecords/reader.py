@@ -83,7 +83,8 @@ def read(
         on_corrupt: "raise" stops at a damaged record with a message that names file, record and
             byte offset; "skip" gives a row of zeros in its place, so that every other example
             keeps its step, and reports it on standard error.
-        corrupt_budget: how many damaged records "skip" tolerates.
+        corrupt_budget: how many damaged records "skip" tolerates, in each worker and since each
+            start.
         features: the names and types to give: "model_garden" (None is the same), those of Model
             Garden's BertPretrainDataLoader; "keras_hub", what `fit` of KerasHub's BertMaskedLM and
             RoformerV2MaskedLM takes.

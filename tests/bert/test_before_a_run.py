@@ -1,5 +1,6 @@
 """What is told before a run that would go wrong late: idle GPUs, unlike phases, another folder."""
 
+import contextlib
 import pathlib
 import tempfile
 import types
@@ -7,6 +8,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+import yaml
 
 from official_bert import (
     cluster,
@@ -82,7 +84,7 @@ def test_phases_may_differ_in_what_shapes_no_weight(tiny) -> None:
 
 
 def test_the_doctor_looks_whether_the_folder_is_of_this_run(tiny, tmp_path) -> None:
-    saved = runner._completed(tiny(), "train_and_eval")
+    saved = runner.completed(tiny(), "train_and_eval", 1)
     configuration.save(saved, str(tmp_path))
 
     def problems(
@@ -109,13 +111,29 @@ def test_the_doctor_looks_whether_the_folder_is_of_this_run(tiny, tmp_path) -> N
     assert "runtime.num_workers was 2, now 4" in line
 
 
+def test_a_start_of_phase_2_that_phase_1_would_replace_is_refused(
+    tiny_yaml, shards, pretrained_run, tmp_path, capsys
+) -> None:
+    config = yaml.safe_load(pathlib.Path(tiny_yaml).read_text())
+    config["task"]["init_checkpoint"] = str(pretrained_run)
+    second = tmp_path / "second.yaml"
+    second.write_text(yaml.safe_dump(config))
+    arguments = [f"--phase1={tiny_yaml}", f"--phase2={second}", f"--input_path={shards}"]
+    assert pretrain.main([*arguments, f"--model_dir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert f"task.init_checkpoint of --phase2 is {pretrained_run}; expected none" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_worker_that_is_not_the_first_looks_for_room(tiny, tmp_path, monkeypatch) -> None:
     """Once what a killed one left in its folder is gone, and before anything is restored."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     left = tmp_path / "temporary"
     left.mkdir()
     monkeypatch.setattr(cluster, "this_worker", lambda strategy: cluster.Worker(index=1, count=2))
-    remains = pathlib.Path(run_checkpoints._empty_folder(str(tmp_path / "run"), 1)) / "ckpt-3.data"
+    with contextlib.ExitStack() as killed:
+        folder = run_checkpoints._own_folder(str(tmp_path / "run"), 1, killed)
+    remains = pathlib.Path(folder) / "ckpt-3.data"
     remains.touch()
     seen = []
     monkeypatch.setattr(

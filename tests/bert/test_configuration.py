@@ -54,6 +54,10 @@ def test_the_papers_table_1(recipe, batch, steps, peak, warmup, constant) -> Non
         ("trainer.train_steps=2.5", "train_steps is 2.5; expected int"),
         ("trainer.optimizer_config.optimizer.type=lens", "type is 'lens'; expected one of"),
         ("{trainer: 3}", "trainer"),
+        ("{task: {model: {cls_heads: [{inner_dims: 1}]}}}", "field task.model.cls_heads[0].inner_"),
+        ("{task: {model: {cls_heads: [{inner_dim: 1}, {x: 1}]}}}", "task.model.cls_heads[1].x"),
+        ("{task: {model: {cls_heads: [{inner_dim: a}]}}}", "cls_heads[0].inner_dim is 'a'; expec"),
+        ("{task: {model: {cls_heads: [7]}}}", "cls_heads[0] is 7; expected field: value pairs"),
         ("trainer: [", "not YAML"),
         ("just words", "expected field: value pairs"),
     ],
@@ -70,6 +74,10 @@ def test_bad_files_and_names(tmp_path: pathlib.Path) -> None:
     for name in ("list.yaml", "bad.yaml", "absent.yaml"):
         with pytest.raises(UserError, match=name):
             load(str(tmp_path / name))
+    with pytest.raises(UserError, match="absent.yaml: it does not exist"):
+        load(str(tmp_path / "absent.yaml"))
+    with pytest.raises(UserError, match="(?i)is a directory"):
+        load(str(tmp_path))
     with pytest.raises(UserError, match="not registered"):
         configuration.load("bert/nonsense")
 

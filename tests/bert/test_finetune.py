@@ -283,6 +283,22 @@ def test_another_model_dir_is_refused(
     assert "holds a different experiment: task." in error
 
 
+def test_an_edited_training_file_is_another_run(
+    folder: pathlib.Path, finetuned: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited = questions()
+    edited["data"][0]["paragraphs"][0]["qas"][0]["question"] = "what size is the box ?"
+    train = folder / "squad.json"
+    before = train.read_bytes()
+    train.write_text(json.dumps(edited))
+    arguments = command_line(folder, finetuned, f"--init_checkpoint={folder / 'pretraining'}")
+    try:
+        error = _fails(arguments, capsys)
+    finally:
+        train.write_bytes(before)
+    assert "holds a different experiment: task.train_file_sha256 was" in error
+
+
 def test_checkpoint_of_another_architecture_is_refused(
     folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -143,6 +143,16 @@ def test_rows_without_norms_and_skipped_steps_do_not_count() -> None:
     assert found.steps == 2 and found.standard_error == pytest.approx(0.0, abs=1e-9)
 
 
+def test_rows_of_another_cut_do_not_count() -> None:
+    """A run may go on with other micro-batches, whose pieces have another norm."""
+    before = [{**row(step, 3.0, 9.0), "pieces": 64} for step in range(1, 10)]
+    after = [{**row(step, 3.0, 5.0), "pieces": 8} for step in range(10, 14)]
+    expected = noise_scale.estimate([3.0] * 4, [5.0] * 4, big_batch=64, small_batch=8)
+    assert noise_scale.from_rows(before + after, 64, 8) == expected
+    ((last, found),) = noise_scale.over_run(before + after, 64, 8, window=4)
+    assert (last, found) == (13, expected)
+
+
 def test_the_window_is_of_the_last_steps_that_tell() -> None:
     rows = [row(step, 100.0, 100.0) for step in range(1, 50)]
     rows += [row(50, 3.0, 5.0), row(51, 3.0, 5.0), row(52, None, None, skipped=1)]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import tempfile
 import types
 
@@ -19,7 +20,6 @@ from official_bert import (
     configuration,
     devices,
     disk_space,
-    estimates,
     experiments,
     finetune_plan,
     optimization,
@@ -411,46 +411,6 @@ def test_nothing_is_computed(tiny, monkeypatch, tmp_path) -> None:
     preflight.check(tiny(**{f"{OPTIMIZER}.type".replace(".", "__"): "adamw"}), "train_and_eval")
 
 
-SIZE = 1000
-
-
-@given(free=st.integers(0, 9 * SIZE), kept=st.integers(0, 5), most=st.integers(1, 5))
-def test_a_disk_is_refused_below_the_next_checkpoint_and_warned_of_below_all(free, kept, most):
-    refused = disk_space.problem("run", free, SIZE, kept)
-    warned = disk_space.warning("run", free, SIZE, kept, max_to_keep=most)
-    # Two must fit in all, since the older goes after the newer is whole; and one must be written.
-    assert bool(refused) == (free < SIZE or free + kept * SIZE < 2 * SIZE)
-    assert bool(warned) == (not refused and free + kept * SIZE < (most + 1) * SIZE)
-
-
-def test_a_disk_that_does_not_tell_is_let_be() -> None:
-    assert disk_space.free_bytes("gs://bucket/run") is None
-    assert disk_space.problem("gs://bucket/run", None, SIZE, 0) is None
-    assert disk_space.problem("run", 0, None, 0) is None
-    assert disk_space.warning("run", None, SIZE, 0, max_to_keep=5) is None
-
-
-def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path) -> None:
-    assert disk_space.free_bytes(str(tmp_path / "a" / "b")) == disk_space.free_bytes(str(tmp_path))
-
-
-def test_a_full_disk_ends_a_run_before_it_begins(tiny, tmp_path, monkeypatch) -> None:
-    params = tiny()
-    size = disk_space.checkpoint_bytes(params)
-    assert size is not None
-    free = {"bytes": 2 * size - 1}
-    monkeypatch.setattr(disk_space, "free_bytes", lambda path: free["bytes"])
-    with pytest.raises(UserError, match="expected room for 2 more") as caught:
-        preflight.check(params, "train_and_eval", str(tmp_path))
-    assert estimates.in_words(size) in str(caught.value) and str(tmp_path) in str(caught.value)
-    preflight.check(params, "eval", str(tmp_path))
-    # The one that lies there counts.
-    (tmp_path / "ckpt-2.index").touch()
-    preflight.check(params, "train_and_eval", str(tmp_path))
-    (warning,) = preflight.warnings(params, "train_and_eval", str(tmp_path))
-    assert "room for 1 more checkpoints" in warning and "needs room for 5" in warning
-
-
 def test_a_worker_that_is_not_the_first_needs_room_for_what_it_deletes(tiny, monkeypatch) -> None:
     params = tiny()
     size = disk_space.checkpoint_bytes(params)
@@ -461,6 +421,32 @@ def test_a_worker_that_is_not_the_first_needs_room_for_what_it_deletes(tiny, mon
         )
         assert bool(disk_space.own_problem(params)) == is_refused
     assert set(asked) == {tempfile.gettempdir()}
+
+
+def test_a_damaged_shard_passes_where_damage_is_skipped(tiny, shards, tmp_path) -> None:
+    """As for the reader: the way out that the damage's own message names must be open."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shards, damaged)
+    shard = min(damaged.glob("train-*.tfrecord"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    moved = {"task__train_data__input_path": damaged}
+    with pytest.raises(UserError, match=r"the manifest says"):
+        preflight.check(tiny(**moved), "train_and_eval")
+    skips = {"task__train_data__on_corrupt": "skip", "task__train_data__corrupt_budget": 3}
+    preflight.check(tiny(**moved, **skips), "train_and_eval")
+
+
+def test_a_loop_of_evaluation_does_not_outlast_its_split(tiny, shards) -> None:
+    manifest = tfrecords.Manifest.load(shards)
+    data = tiny().task.validation_data
+    steps = -(-manifest.num_examples("eval", data.seq_length) // data.global_batch_size)
+    loop = {"trainer__eval_tf_while_loop": True}
+    preflight.check(tiny(trainer__validation_steps=steps, **loop), "train_and_eval")
+    longer = tiny(trainer__validation_steps=steps + 1, **loop)
+    with pytest.raises(UserError, match=f"validation_steps is {steps + 1}, .* at most {steps}:"):
+        preflight.check(longer, "train_and_eval")
+    # Outside of TensorFlow, the loop ends with the split.
+    preflight.check(tiny(trainer__validation_steps=steps + 1), "train_and_eval")
 
 
 def test_checkpoints_rarer_than_asked_for_are_worth_a_warning() -> None:
