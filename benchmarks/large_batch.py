@@ -126,7 +126,10 @@ flags.DEFINE_bool(
 flags.DEFINE_integer(
     "variance_examples", 2048, "Examples of that.", lower_bound=8, flag_values=FLAGS
 )
-flags.DEFINE_bool("report_only", False, "Only draw what there is.", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "report_only", False, "Only draw what there is: of the study that was begun or gone on with "
+    "last, or of that of --data, --corpus or --packages.", flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_string(
     "document", None, "Markdown file whose generated part is replaced.", flag_values=FLAGS
 )
@@ -340,6 +343,15 @@ def body(flag_values: flags.FlagValues) -> None:
         )
     if flag_values.document:
         markdown_part.check(flag_values.document, _MODULE)
+    if flag_values.report_only and not any(
+        flag_values[name].present for name in ("corpus", "packages", "data")
+    ):
+        # Without the text, which another machine need not have.
+        studies = large_batch_queue.planned(large_batch_queue.read(flag_values.results))
+        if not studies:
+            raise UserError(f"{flag_values.results} has no run to report; make one first")
+        report(studies, flag_values)
+        return
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     data = prepare(flag_values)
     text = Text.load(data)

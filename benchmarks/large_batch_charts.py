@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from benchmarks.large_batch_report import Place
 from benchmarks.large_batch_settings import Study
 from official_bert import charts
 
-_MARKERS = "osD^vP*Xhp"
+_MARKERS = "osD^vP*Xhp<"
 # All that `choose` may choose.
 NAMES = (
     *("loss_by_batch", "loss_by_rate", "best_of_n", "loss_curves", "steps_to_target"),
@@ -80,7 +81,9 @@ def draw(
 
 def _style(name: str) -> dict[str, Any]:
     number = list(METHODS).index(name)
-    return {"color": f"C{number}", "marker": _MARKERS[number], "markersize": 5, "linewidth": 1.2}
+    # Matplotlib has ten colours.
+    color = f"C{number}" if number < 10 else "black"
+    return {"color": color, "marker": _MARKERS[number], "markersize": 5, "linewidth": 1.2}
 
 
 def _of_methods(found: Sequence[Place], keep: Callable[[Place], bool]) -> dict[str, list[Place]]:
@@ -112,11 +115,15 @@ def _batch_ticks(axes: Any, found: Sequence[Place]) -> None:
 
 
 def loss_by_batch(study: Study, found: Sequence[Place], frequencies: float | None) -> Figure:
-    """Each method at its best; bars from the lowest to the highest seed."""
+    """Each method at its best; bars from the lowest to the highest seed.
+
+    Hollow where a better rate may lie beyond those tried, crosses where a seed diverged.
+    """
     figure, axes = charts.canvas()
     if not any(place.is_fresh for place in found):
         words = f"{study.draws} draws at {study.largest:,}"
         rates = max((len(each.tuning) for each in found if each.batch < study.largest), default=0)
+        rates = min(rates, study.rates)
         words += f", {rates} of {study.rates} rates elsewhere" if rates else ""
         axes.set_title(f"{words}; the seed that chose the best of them", fontsize=9)
     for name, group in _of_methods(found, lambda place: place.loss is not None).items():
@@ -131,10 +138,25 @@ def loss_by_batch(study: Study, found: Sequence[Place], frequencies: float | Non
             label=name,
             **_style(name),
         )
+        open_ = [place for place in group if not place.is_tuned or large_batch_report.edge(place)]
+        style = {**_style(name), "linestyle": "", "markerfacecolor": "white", "zorder": 3}
+        axes.plot([place.batch for place in open_], [place.loss for place in open_], **style)
+    _lost(axes, found)
     _frequencies(axes, frequencies)
     _finish(axes, "batch", "held-out masked-LM loss")
     _batch_ticks(axes, found)
     return figure
+
+
+def _lost(axes: Any, found: Sequence[Place]) -> None:
+    """Crosses on the upper edge where runs at a method's best settings diverged."""
+    for place in found:
+        if place.lost:
+            label = f"{place.method.name}: {place.lost} of {len(place.at_best)} seeds diverged"
+            axes.plot(
+                [place.batch], [1.0], "x", transform=axes.get_xaxis_transform(), clip_on=False,
+                color=_style(place.method.name)["color"], label=label,
+            )  # fmt: skip
 
 
 def steps_to_target(found: Sequence[Place], target: float) -> Figure:
@@ -216,14 +238,15 @@ def best_of_n(study: Study, found: Sequence[Place], frequencies: float | None) -
 
 
 def loss_curves(study: Study, found: Sequence[Place], frequencies: float | None) -> Figure:
-    """At the largest batch, each method's best run."""
+    """At the largest batch, each method's middle run of those at its best settings."""
     figure, axes = charts.canvas()
     for place in found:
         if place.batch == study.largest and place.losses:
-            record = min(
-                (each for each in place.at_best if not each["diverged"]),
-                key=lambda each: each["validation_loss"],
+            ranked = sorted(
+                place.at_best,
+                key=lambda each: math.inf if each["diverged"] else each["validation_loss"],
             )
+            record = ranked[(len(ranked) - 1) // 2]
             points = [(step, loss) for step, _, loss in record["curve"] if loss is not None]
             style = {**_style(place.method.name), "markersize": 3}
             axes.plot(*zip(*points, strict=True), label=place.method.name, **style)

@@ -4,7 +4,8 @@ Every range is two decades wide, around what 64 steps need: far more than thousa
 Layer norms and biases are neither decayed nor, by LAMB and LANS, adapted, as published BERT runs
 have it: an adapted block of zeros grows by shares of its own norm, for which these runs are too
 short. One contender is Algorithm 2 of the LANS paper to the letter, which adapts and decays every
-block. All that do not normalise the gradient clip its global norm at 1. What all share: epsilon
+block; another is AdamW that normalises the gradient of each block, and does nothing else that LANS
+does. All that do not normalise the gradient clip its global norm at 1. What all share: epsilon
 1e-6, weight decay 0.01 and, but for Muon's momentum of 0.95, beta_1 0.9.
 """
 
@@ -89,6 +90,12 @@ METHODS: Mapping[str, Method] = {
             constant=True,
             everywhere=False,
             every_block=True,
+        ),
+        Method(
+            name="BlockNormalizedAdamW",
+            optimizer="BlockNormalizedAdamW",
+            rates=ADAMW_RATES,
+            everywhere=False,
         ),
         Method(name="Keras Muon", optimizer="Muon", rates=ADAMW_RATES, everywhere=False),
         Method(

@@ -52,7 +52,8 @@ def create(run: Run, steps: int, variables: Sequence[Any]) -> keras.optimizers.O
     method = METHODS[run.method]
     warmup, constant = large_batch_methods.phases(method, steps, run.warmup_ratio)
     rate = keras3.WarmupConstantDecay(run.learning_rate, steps, warmup, constant)
-    create_one = {"LANS": _lans, "LAMB": _lamb}.get(method.optimizer, _of_keras)
+    ours = {"LANS": _lans, "LAMB": _lamb, "BlockNormalizedAdamW": _block_normalized}
+    create_one = ours.get(method.optimizer, _of_keras)
     optimizer = create_one(run, rate, warmup, jit_compile=steps >= _COMPILED_FROM)
     optimizer.build(variables)
     return optimizer
@@ -82,6 +83,18 @@ def _lamb(run: Run, rate: Any, warmup: int, jit_compile: bool) -> keras.optimize
         global_clipnorm=CLIPNORM,
         exclude_from_weight_decay=UNDECAYED,
         exclude_from_layer_adaptation=UNDECAYED,
+        **_COMMON,
+    )
+
+
+def _block_normalized(
+    run: Run, rate: Any, warmup: int, jit_compile: bool
+) -> keras.optimizers.Optimizer:
+    return keras3.BlockNormalizedAdamW(
+        rate,
+        beta_2=run.beta_2,
+        jit_compile=jit_compile,
+        exclude_from_weight_decay=UNDECAYED,
         **_COMMON,
     )
 

@@ -20,10 +20,13 @@ from typing import Any
 
 from benchmarks import large_batch_methods
 from benchmarks.large_batch_methods import METHODS, Method
-from benchmarks.large_batch_settings import Run, Study
+from benchmarks.large_batch_settings import ModelSizes, Run, Study
 from tfrecords.errors import UserError
 
 Records = Mapping[str, Mapping[str, Any]]
+
+# Beyond the rates that scaling rules name, at most so many where the best lies at their end.
+EXTENSIONS = 3
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -115,6 +118,31 @@ def plans(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [record for record in records if record["kind"] == "plan"]
 
 
+def planned(records: Sequence[Mapping[str, Any]]) -> list[Study]:
+    """The studies of the text, the model and the backend that the last plan is of.
+
+    Returns:
+        One for each number of draws, ascending; none where that plan has no run yet.
+    """
+    noted = plans(records)
+    key = noted[-1]["study"] if noted else None
+    runs = [each for each in records if each["kind"] == "run" and each["study"] == key]
+    if not runs:
+        return []
+    common = dict(runs[-1]["common"])
+    del common["version"]
+    common["sizes"] = ModelSizes(**common["sizes"])
+    numbers = ("batches", "draws", "rates", "seeds")
+    by_draws = {
+        plan["draws"]: Study(
+            **common, **{name: plan[name] for name in numbers} | {"batches": tuple(plan["batches"])}
+        )
+        for plan in noted
+        if plan["study"] == key
+    }
+    return [by_draws[draws] for draws in sorted(by_draws)]
+
+
 def of_study(study: Study, records: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The runs of one study, by key."""
     return {
@@ -128,7 +156,8 @@ def tuning_runs(study: Study, done: Records, method: Method, batch: int) -> list
     """The runs that choose a method's settings at a batch; None as long as they are unknown.
 
     They are unknown where the best at the largest batch is, and there are none where nothing
-    converges there.
+    converges there. Of a larger number of draws another one may be the best: then the rates at the
+    other batches are those around it, as if the earlier ones had not been tried.
     """
     if batch == study.largest:
         return [large_batch_methods.drawn(study, method, each) for each in range(study.draws)]
@@ -137,7 +166,36 @@ def tuning_runs(study: Study, done: Records, method: Method, batch: int) -> list
     best = best_run(study, done, method, study.largest)
     if best is None:
         return []
-    return [large_batch_methods.scaled(study, best, batch, each) for each in range(study.rates)]
+    runs = [large_batch_methods.scaled(study, best, batch, each) for each in range(study.rates)]
+    return [*runs, *_beyond(study, done, runs)]
+
+
+def _beyond(study: Study, done: Records, runs: Sequence[Run]) -> list[Run]:
+    """Further rates by factors of two, as long as the best of those tried lies at their end.
+
+    Otherwise a method whose best rate does not scale as others' do would look worse than it is.
+    Of one or two rates each lies at an end.
+    """
+    more: list[Run] = []
+    while len(runs) > 2 and len(more) < EXTENSIONS:
+        tried = [*runs, *more]
+        if any(run.key(study) not in done for run in tried):
+            break
+        records = {run.learning_rate: done[run.key(study)] for run in tried}
+        losses = {
+            rate: record["validation_loss"]
+            for rate, record in records.items()
+            if not record["diverged"]
+        }
+        if not losses:
+            break
+        best = min(losses, key=losses.__getitem__)
+        factors = {min(records): 0.5, max(records): 2.0}
+        if best not in factors:
+            break
+        rate = float(f"{best * factors[best]:.4g}")
+        more.append(dataclasses.replace(runs[0], learning_rate=rate))
+    return more
 
 
 def is_tuned(study: Study, done: Records, method: Method, batch: int) -> bool:
@@ -188,7 +246,7 @@ def groups(study: Study, done: Records) -> Iterator[list[Run]]:
             for method, batch in everywhere
             if (batch == study.largest) == here
         ]
-        for number in range(study.draws if here else study.rates):
+        for number in range(max(map(len, tuning), default=0)):
             yield [run for runs in tuning for run in runs[number:][:1]]
     seeds = [
         seed_runs(study, done, method, batch)

@@ -48,9 +48,14 @@ class Place:
         return [each["test_loss"] for each in self.at_best if not each["diverged"]]
 
     @property
+    def lost(self) -> int:
+        """How many of the runs at the best settings diverged."""
+        return len(self.at_best) - len(self.losses)
+
+    @property
     def loss(self) -> float | None:
-        """Their mean."""
-        return statistics.fmean(self.losses) if self.losses else None
+        """Their mean; None where a run diverged, which no mean of the others tells."""
+        return statistics.fmean(self.losses) if self.losses and not self.lost else None
 
     def is_whole(self, study: Study) -> bool:
         """Whether all seeds have run."""
@@ -140,18 +145,17 @@ def difference(place: Place, baseline: Place) -> tuple[float, float, float] | No
     methods. Student's t over seeds, two-sided, for this one comparison.
 
     Returns:
-        The mean and the ends of the interval; None without two seeds that both finished.
+        The mean and the ends of the interval; None without two common seeds, and where a seed of
+        either diverged: what is left would tell of the lucky ones.
     """
     losses = [
-        {
-            each["settings"]["seed"]: each["test_loss"]
-            for each in one.at_best
-            if not each["diverged"]
-        }
+        {each["settings"]["seed"]: each["test_loss"] for each in one.at_best}
         for one in (place, baseline)
     ]
     seeds = sorted(losses[0].keys() & losses[1].keys())
     if not (place.is_fresh and baseline.is_fresh) or len(seeds) < 2:
+        return None
+    if place.lost or baseline.lost:
         return None
     test = stats.ttest_rel(*([each[seed] for seed in seeds] for each in losses))
     low, high = test.confidence_interval(CONFIDENCE)
@@ -319,14 +323,15 @@ def _rows(
         tried = f"{len(place.tuning)}{'' if place.is_tuned else ', unfinished'} | {place.diverged}"
         head = f"| {place.method.name} | {place.batch:,} |"
         steps = "" if target is None else f" {_steps(place, target)} |"
-        if place.best is None or place.loss is None:
+        if place.best is None:
             lines.append(f"{head} | | | {tried} | | diverged | | |{' |' if steps_head else ''}")
             continue
-        spread = f"{min(place.losses):.3f} to {max(place.losses):.3f}"
+        mean = f"{place.lost} diverged" if place.loss is None else f"{place.loss:.3f}"
+        spread = f"{min(place.losses):.3f} to {max(place.losses):.3f}" if place.losses else ""
         lines.append(
-            f"{head} {place.best.learning_rate:g}{_edge(place)} | {place.best.beta_2:g} | "
+            f"{head} {place.best.learning_rate:g}{edge(place)} | {place.best.beta_2:g} | "
             f"{place.best.warmup_ratio:g} | {tried} | "
-            f"{len(place.losses) if place.is_fresh else 0} | {place.loss:.3f} | "
+            f"{len(place.at_best) if place.is_fresh else 0} | {mean} | "
             f"{spread if place.is_fresh else 'the tuning seed alone'} | "
             f"{_against(place, baselines.get(place.batch))} |{steps}"
         )
@@ -345,7 +350,7 @@ def _against(place: Place, baseline: Place | None) -> str:
     return "" if found is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*found)
 
 
-def _edge(place: Place) -> str:
+def edge(place: Place) -> str:
     """Marks a best rate that is the least or the greatest of those tried: it may lie beyond."""
     tried = [each["settings"]["learning_rate"] for each in place.tuning]
     ends = {min(tried): " (the least tried)", max(tried): " (the greatest tried)"}

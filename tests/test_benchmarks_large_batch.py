@@ -171,7 +171,8 @@ def test_optimizers_are_as_their_papers_have_them(name: str, laboratory: Laborat
     config = optimizer.get_config()
     is_lans = METHODS[name].optimizer == "LANS"
     is_normalized = is_lans and "without normalisation" not in name
-    assert config["global_clipnorm"] == (None if is_normalized else 1.0)
+    is_block_normalized = name == "BlockNormalizedAdamW"
+    assert config["global_clipnorm"] == (None if is_normalized or is_block_normalized else 1.0)
     assert config["weight_decay"] == 0.01 and optimizer.epsilon == 1e-6
     if METHODS[name].optimizer in ("LAMB", "LANS"):
         excluded = None if "every block" in name else large_batch_optimizers.UNDECAYED
@@ -180,6 +181,8 @@ def test_optimizers_are_as_their_papers_have_them(name: str, laboratory: Laborat
     if is_lans:
         assert config["normalize_gradients"] == is_normalized
         assert config["nesterov"] == ("Nesterov" not in name)
+    elif is_block_normalized:
+        assert config["exclude_from_weight_decay"] == large_batch_optimizers.UNDECAYED
     elif METHODS[name].optimizer != "LAMB":
         decays = {
             each.path: optimizer._use_weight_decay(each) for each in laboratory.trainer.variables
@@ -360,7 +363,7 @@ def test_quick_is_killed_goes_on_and_draws_everything(tmp_path: pathlib.Path) ->
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if " 2/30 " in line:
+        if " 2/32 " in line:
             process.kill()
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
@@ -369,9 +372,9 @@ def test_quick_is_killed_goes_on_and_draws_everything(tmp_path: pathlib.Path) ->
 
     completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
-    assert "examples/s in" in completed.stdout and "30 of 30 runs are done" in completed.stdout
+    assert "examples/s in" in completed.stdout and "32 of 32 runs are done" in completed.stdout
     after = results.read_text()
-    assert after.startswith(before) and after.count('"kind": "run"') == 30
+    assert after.startswith(before) and after.count('"kind": "run"') == 32
     charts = {"loss_by_batch", "loss_by_rate", "best_of_n", "loss_curves", "steps_to_target"}
     for name in charts | {"variance"}:
         assert os.path.getsize(tmp_path / f"results_{name}.png") > 5_000

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from benchmarks import (
     data_process,
+    large_batch,
     large_batch_charts,
+    large_batch_methods,
     large_batch_queue,
     large_batch_report,
     large_batch_workers,
@@ -31,19 +33,19 @@ def test_a_study_is_breadth_first_and_ends() -> None:
     runs = [Run(**record["settings"]) for record in records]
     assert len({record["run"] for record in records}) == len(records)
     done = large_batch_queue.of_study(STUDY, records)
-    assert len(records) == 10 * 2 + 5 * 2 + (10 + 5) * 2
+    assert len(records) == 11 * 2 + 5 * 2 + (11 + 5) * 2
     assert (
         large_batch_queue.total(STUDY, done) == large_batch_queue.total(STUDY, {}) == len(records)
     )
     assert large_batch_queue.finished(STUDY, done) == len(records)
-    assert [run.method for run in runs[:10]] == [run.method for run in runs[10:20]] == list(METHODS)
-    assert {run.batch for run in runs[:20]} == {16} and {run.batch for run in runs[20:30]} == {8}
-    assert [run.seed for run in runs] == [0] * 30 + [1] * 15 + [2] * 15
-    assert len({(run.beta_2, run.warmup_ratio) for run in runs[:10]}) == 1
+    assert [run.method for run in runs[:11]] == [run.method for run in runs[11:22]] == list(METHODS)
+    assert {run.batch for run in runs[:22]} == {16} and {run.batch for run in runs[22:32]} == {8}
+    assert [run.seed for run in runs] == [0] * 32 + [1] * 16 + [2] * 16
+    assert len({(run.beta_2, run.warmup_ratio) for run in runs[:11]}) == 1
     for method in METHODS.values():
-        tuning = [each for each in records[:20] if each["settings"]["method"] == method.name]
+        tuning = [each for each in records[:22] if each["settings"]["method"] == method.name]
         best = min(tuning, key=lambda each: each["validation_loss"])["settings"]
-        for run in runs[30:]:
+        for run in runs[32:]:
             if run.method == method.name and run.batch == 16:
                 assert run == Run(**{**best, "seed": run.seed})
         assert all(
@@ -53,7 +55,7 @@ def test_a_study_is_breadth_first_and_ends() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(cut=st.integers(0, 60))
+@given(cut=st.integers(0, 64))
 def test_a_study_goes_on_where_it_was_cut(cut: int) -> None:
     whole = play()
     done = large_batch_queue.of_study(STUDY, whole[:cut])
@@ -76,6 +78,21 @@ def test_a_plan_is_noted_once(tmp_path: pathlib.Path) -> None:
     assert [plan["target_loss"] for plan in plans] == [None] * 3 + [2.5]
 
 
+def test_what_a_file_is_of_needs_no_text(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "results.jsonl"
+    longer = dataclasses.replace(STUDY, draws=3)
+    for study in (dataclasses.replace(STUDY, data="other"), longer, STUDY):
+        large_batch_queue.note_plan(path, study, None, {})
+    assert large_batch_queue.planned(large_batch_queue.read(path)) == []
+    large_batch_queue.append(path, {**play(1)[0], "common": STUDY.common()})
+    assert large_batch_queue.planned(large_batch_queue.read(path)) == [STUDY, longer]
+    flags = [f"--results={path}", "--report_only", f"--document={tmp_path / 'none.md'}"]
+    assert large_batch.main(flags) == 2
+    assert large_batch.main(flags[:2]) == 0
+    empty = tmp_path / "empty.jsonl"
+    assert large_batch.main([f"--results={empty}", "--report_only"]) == 2
+
+
 @pytest.mark.parametrize(
     ("tried", "best", "mark"),
     [
@@ -92,7 +109,48 @@ def test_a_best_rate_at_an_end_is_marked(tried: list[float], best: float, mark: 
         best=run_of("AdamW", learning_rate=best),
         tuning=[{"settings": {"learning_rate": rate}} for rate in tried],
     )
-    assert large_batch_report._edge(place) == mark
+    assert large_batch_report.edge(place) == mark
+
+
+@given(exponent=st.floats(-6.0, 4.0), diverges_above=st.floats(-2.0, 6.0))
+def test_rates_go_on_beyond_an_end_at_which_the_best_lies(
+    exponent: float, diverges_above: float
+) -> None:
+    """The loss is least at 2^exponent of the best rate at the largest batch."""
+    study = dataclasses.replace(STUDY, batches=(4, 16), rates=4)
+    method = METHODS["AdamW"]
+    records = [
+        record_of(large_batch_methods.drawn(study, method, number), 3.0 + number)
+        for number in range(study.draws)
+    ]
+    anchor = records[0]["settings"]["learning_rate"]
+
+    def places() -> list[float]:
+        done = large_batch_queue.of_study(study, records)
+        runs = large_batch_queue.tuning_runs(study, done, method, 4) or []
+        for run in runs:
+            if run.key(study) not in done:
+                place = math.log2(run.learning_rate / anchor)
+                records.append(record_of(run, 2 + abs(place - exponent), place > diverges_above))
+        return [math.log2(run.learning_rate / anchor) for run in runs]
+
+    tried = places()
+    assert tried == pytest.approx([-1, -1.5, 0, -2], abs=0.01)  # of a quarter of the batch
+    while len(longer := places()) > len(tried):
+        assert len(longer) == len(tried) + 1
+        best = min(
+            (place for place in tried if place <= diverges_above),
+            key=lambda place: abs(place - exponent),
+        )
+        assert best in (min(tried), max(tried))
+        assert longer[-1] == pytest.approx(best + (1 if best == max(tried) else -1), abs=0.01)
+        tried = longer
+    finished = [place for place in tried if place <= diverges_above]
+    best = min(finished, key=lambda place: abs(place - exponent))
+    is_inside = min(tried) < best < max(tried)
+    assert is_inside or len(tried) == 4 + large_batch_queue.EXTENSIONS
+    done = large_batch_queue.of_study(study, records)
+    assert large_batch_queue.is_tuned(study, done, method, 4)
 
 
 def test_a_method_that_never_converges_is_left_at_that() -> None:
@@ -108,6 +166,27 @@ def test_a_method_that_never_converges_is_left_at_that() -> None:
     assert "| AdamW | 16 | | | | 2 | 2 | | diverged |" in text
     assert "less AdamW's" in text and "not to be compared" not in text
     assert large_batch_report.default_target(STUDY, records) is not None
+
+
+def test_a_seed_that_diverges_is_not_averaged_away(tmp_path: pathlib.Path) -> None:
+    records = play()
+    for record in records:
+        settings = record["settings"]
+        if settings["method"] == "LANS eq. (9)" and settings["seed"] == 2:
+            record["diverged"], record["validation_loss"] = True, None
+            record["curve"][-1][2] = None
+    found = large_batch_report.places(STUDY, records)
+    for place in found:
+        lost = place.method.name == "LANS eq. (9)"
+        assert (place.lost, place.loss is None) == ((1, True) if lost else (0, False))
+    text = large_batch_report.table(STUDY, records, [], None)
+    (row,) = (line for line in text.splitlines() if line.startswith("| LANS eq. (9) | 16 |"))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[8:10] == ["2", "1 diverged"] and cells[11] == ""
+    figure = large_batch_charts.loss_by_batch(STUDY, found, None)
+    assert "LANS eq. (9): 1 of 2 seeds diverged" in {
+        each.get_label() for each in figure.axes[0].get_lines()
+    }
 
 
 def test_what_a_killed_process_left_half_written_is_no_record(tmp_path: pathlib.Path) -> None:
@@ -130,9 +209,9 @@ def test_of_growing_studies_the_last_that_is_whole_is_reported() -> None:
     records = play()
     done = large_batch_queue.of_study(STUDY, records)
     for studies, cut, expected in (
-        ([STUDY, longer], 59, STUDY),
-        ([STUDY, longer], 60, STUDY),
-        ([longer, STUDY], 60, longer),
+        ([STUDY, longer], 63, STUDY),
+        ([STUDY, longer], 64, STUDY),
+        ([longer, STUDY], 64, longer),
     ):
         some = dict(itertools.islice(done.items(), cut))
         assert large_batch_queue.reported(studies, some) == expected
@@ -140,8 +219,8 @@ def test_of_growing_studies_the_last_that_is_whole_is_reported() -> None:
     done = large_batch_queue.of_study(longer, records)
     assert large_batch_queue.is_complete(STUDY, done)
     assert large_batch_queue.reported([STUDY, longer], done) == longer
-    # Ten more draws, and anew what follows from each that was better than those before.
-    assert 70 <= len(records) < 60 + 10 + 5 * 2 + (10 + 5) * 2
+    # Eleven more draws, and anew what follows from each that was better than those before.
+    assert 75 <= len(records) < 64 + 11 + 5 * 2 + (11 + 5) * 2
 
 
 def test_two_studies_do_not_write_one_file(tmp_path: pathlib.Path) -> None:
@@ -207,18 +286,22 @@ def test_differences_are_of_the_same_seed() -> None:
     # Student's t of two degrees of freedom at 97.5 %, from a table; the deviation is 0.1.
     half = 4.3027 * 0.1 / math.sqrt(3)
     assert found == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-4)
-    # Seed 1 has no other; of seeds 2 and 3 one diverged, so that no two are left.
-    assert large_batch_report.difference(one, place_of("AdamW", [5, math.inf], 2)) is None
+    # Seed 1 has no other.
+    assert large_batch_report.difference(one, place_of("AdamW", [5], 2)) is None
+    # Two seeds finished; they were the lucky ones.
+    lost = place_of("AdamW", [1, 5, math.inf])
+    assert large_batch_report.difference(one, lost) is None
+    assert large_batch_report.difference(lost, one) is None
     tuned = dataclasses.replace(other, is_fresh=False)
     assert large_batch_report.difference(one, tuned) is None
 
 
-# Draws of ten methods, rates of five at the other batch, seeds of both: the first run, and how many
-# a group has.
-GROUPS = ((0, 10), (20, 5), (30, 15))
+# Draws of eleven methods, rates of five at the other batch, seeds of both: the first run, and how
+# many a group has.
+GROUPS = ((0, 11), (22, 5), (32, 16))
 
 
-@given(cut=st.integers(0, 60))
+@given(cut=st.integers(0, 64))
 @settings(max_examples=15, deadline=None)
 def test_methods_are_shown_after_equal_tries(cut: int) -> None:
     records = play(cut)
@@ -230,12 +313,12 @@ def test_methods_are_shown_after_equal_tries(cut: int) -> None:
     assert {len(place.tuning) for place in here} == ({draws} if draws else set())
     assert {len(place.tuning) for place in elsewhere} == ({rates} if rates else set())
     assert {len(place.at_best) if place.is_fresh else 0 for place in found} <= {seeds}
-    assert large_batch_queue.is_drawn(STUDY, done) == (cut >= 20)
-    assert large_batch_queue.is_complete(STUDY, done) == (cut == 60)
+    assert large_batch_queue.is_drawn(STUDY, done) == (cut >= 22)
+    assert large_batch_queue.is_complete(STUDY, done) == (cut == 64)
 
 
 def test_a_study_that_did_not_wait_for_a_slow_run_shows_whole_groups() -> None:
-    records = play(30)
+    records = play(32)
 
     def tries(missing: int) -> list[int]:
         there = [*records[:missing], *records[missing + 1 :]]
@@ -243,10 +326,10 @@ def test_a_study_that_did_not_wait_for_a_slow_run_shows_whole_groups() -> None:
         return [len(place.tuning) for place in found]
 
     assert tries(3) == []  # of the first draw
-    assert tries(13) == [1] * 10
-    assert tries(22) == [2] * 10  # of the first rate
-    assert sorted(tries(27)) == [1] * 5 + [2] * 10
-    assert tries(30) == [2] * 15
+    assert tries(13) == [1] * 11
+    assert tries(24) == [2] * 11  # of the first rate
+    assert sorted(tries(29)) == [1] * 5 + [2] * 11
+    assert tries(32) == [2] * 16
 
 
 # What is not clearly below the loss of frequencies is not learnt.
@@ -267,7 +350,7 @@ def test_the_target_is_one_that_is_learnt(limit: float, target: float | None) ->
 
 
 def test_charts_and_table_show_what_there_is(tmp_path: pathlib.Path) -> None:
-    drawn = {60: 5, 0: 0, 1: 0, 9: 0, 12: 2, 24: 3, 25: 4, 59: 4}
+    drawn = {64: 5, 0: 0, 1: 0, 9: 0, 12: 2, 26: 3, 27: 4, 63: 4}
     for count, charts in drawn.items():
         records = play(count)
         plan = {
@@ -281,17 +364,17 @@ def test_charts_and_table_show_what_there_is(tmp_path: pathlib.Path) -> None:
         # Those of the count before are gone where they are not chosen any more.
         assert sorted(map(str, tmp_path.glob("*.png"))) == sorted(paths)
         text = large_batch_report.table(STUDY, records, paths, None)
-        assert f"{count} of 60 runs" in text
-        assert ("so far every method" in text.lower()) == (10 <= count < 20)
-        assert ("how frequent each token is" in text) == (count >= 10)
-        assert ("with one of its draws" in text) == (10 <= count < 20)
-        assert ("not to be compared" in text) == (20 <= count < 60)
-        assert ("steps to a validation loss" in text) == (count >= 50)
+        assert f"{count} of 64 runs" in text
+        assert ("so far every method" in text.lower()) == (11 <= count < 22)
+        assert ("how frequent each token is" in text) == (count >= 11)
+        assert ("with one of its draws" in text) == (11 <= count < 22)
+        assert ("not to be compared" in text) == (22 <= count < 64)
+        assert ("steps to a validation loss" in text) == (count >= 53)
         tables = [part for part in text.split("\n\n") if part.startswith("|")]
         for rows in tables:
             assert len({row.count("|") for row in rows.splitlines()}) == 1
         is_partly_tuned = "the tuning seed alone" in text or ", unfinished" in text
-        assert is_partly_tuned == (20 <= count < 45)
+        assert is_partly_tuned == (22 <= count < 48)
 
 
 # The loop
@@ -324,10 +407,10 @@ def work(
 def test_workers_share_the_runs_and_make_each_once(tmp_path: pathlib.Path) -> None:
     staff = [Pretended(), Pretended()]
     records = work(tmp_path / "results.jsonl", staff)
-    assert len({record["run"] for record in records}) == len(records) == 60
-    assert sum(worker.asked for worker in staff) == 60
+    assert len({record["run"] for record in records}) == len(records) == 64
+    assert sum(worker.asked for worker in staff) == 64
     assert work(tmp_path / "results.jsonl", staff) == records
-    assert sum(worker.asked for worker in staff) == 60
+    assert sum(worker.asked for worker in staff) == 64
 
 
 def test_no_run_is_started_that_the_budget_has_no_room_for(tmp_path: pathlib.Path) -> None:
@@ -342,7 +425,7 @@ def test_what_was_finished_is_kept_when_a_worker_fails(tmp_path: pathlib.Path) -
     with pytest.raises(data_process.FailedError, match="code -9"):
         work(path, staff)
     assert staff[0].is_closed and len(large_batch_queue.read(path)) == 3
-    assert len(work(path, [Pretended()])) == 60
+    assert len(work(path, [Pretended()])) == 64
 
 
 def test_the_first_signal_lets_the_runs_under_way_end(tmp_path: pathlib.Path) -> None:
