@@ -6,7 +6,9 @@ weights and from random ones -> a table and report.html.
 
 The default text is the docstrings of the installed packages, and the default questions are cut
 from them: a demonstration that the whole way works, not a benchmark. --corpus, --squad_train
-and --squad_dev put the user's own in their place.
+and --squad_dev put the user's own in their place. That text has one sentence on each line and a
+blank line after each document; --split_sentences, --document_boundary and --text_field say so where
+it is otherwise.
 """
 
 import dataclasses
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from tfrecords import command, limits
+from tfrecords import command, limits, text_flags
 from tfrecords.errors import UserError
 
 PHASES = ("bert_tiny_phase1.yaml", "bert_tiny_phase2.yaml")
@@ -36,6 +38,11 @@ flags.DEFINE_string("work_dir", "demo", "Folder of everything the demo writes.",
 flags.DEFINE_string(
     "corpus", "", "Text files, such as 'dir/*.txt'; empty: docstrings.", flag_values=FLAGS
 )
+text_flags.define(FLAGS)
+flags.DEFINE_bool(
+    "split_sentences", False, "A line of --corpus is a paragraph, to be split into sentences.",
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_string("squad_train", "", "SQuAD v1.1 file to finetune on.", flag_values=FLAGS)
 flags.DEFINE_string("squad_dev", "", "SQuAD v1.1 file to score on.", flag_values=FLAGS)
 flags.DEFINE_string("phase1", PHASES[0], "Recipe of phase 1, length 128.", flag_values=FLAGS)
@@ -74,6 +81,11 @@ class Layout:
         return os.path.join(self.root, *names)
 
     @property
+    def vocabulary(self) -> str:
+        """The vocabulary's file."""
+        return self.path("vocab.txt")
+
+    @property
     def log(self) -> str:
         """What TensorFlow and the stages print on standard error."""
         return self.path("demo.log")
@@ -85,6 +97,8 @@ class Inputs:
 
     Attributes:
       corpus: text files, as `tfrecords.build --input` takes them.
+      text_format: flags of what its documents are, for the vocabulary and the shards.
+      split_sentences: whether its lines are paragraphs.
       squad_train: questions to finetune on.
       squad_dev: questions to score on.
       own_text: whether all of these are the user's, so that no docstrings are needed.
@@ -93,6 +107,8 @@ class Inputs:
     """
 
     corpus: str
+    text_format: tuple[str, ...]
+    split_sentences: bool
     squad_train: str
     squad_dev: str
     own_text: bool
@@ -102,35 +118,48 @@ class Inputs:
 
 def stages(layout: Layout, inputs: Inputs) -> list[Stage]:
     """The commands in order, as a user would type them."""
-    shards, vocabulary = layout.path("shards"), layout.path("vocab.txt")
-    corpus = inputs.corpus
-    questions = [
-        "--task=squad",
-        f"--train_file={inputs.squad_train}",
-        f"--dev_file={inputs.squad_dev}",
-        f"--train_steps={inputs.finetune_steps}",
-        *FINETUNE_FLAGS,
+    return [
+        *([] if inputs.own_text else [docstrings_stage(layout)]),
+        *data_stages(layout, inputs),
+        *pretraining_stages(layout, inputs),
+        *finetuning_stages(layout, inputs),
+        report_stage(layout, inputs),
     ]
-    docstrings = Stage(
+
+
+def docstrings_stage(layout: Layout) -> Stage:
+    """Text and questions, for those who give none."""
+    return Stage(
         title="text: docstrings of the installed packages, and questions cut from them",
         module="official_bert.docstrings",
         arguments=[f"--output_dir={layout.root}"],
         output=layout.path("questions", "dev.json"),
     )
-    return ([] if inputs.own_text else [docstrings]) + [
+
+
+def data_stages(layout: Layout, inputs: Inputs) -> list[Stage]:
+    """From text to shards."""
+    return [
         Stage(
             title="vocabulary",
             module="tfrecords.vocabulary",
-            arguments=[f"--input={corpus}", f"--vocab_size={VOCAB_SIZE}", f"--output={vocabulary}"],
-            output=vocabulary,
+            arguments=[
+                f"--input={inputs.corpus}",
+                *inputs.text_format,
+                f"--vocab_size={VOCAB_SIZE}",
+                f"--output={layout.vocabulary}",
+            ],
+            output=layout.vocabulary,
         ),
         Stage(
             title=f"TFRecord shards of lengths {' and '.join(map(str, SEQ_LENGTHS))}",
             module="tfrecords.build",
             arguments=[
-                f"--input={corpus}",
-                f"--vocab_file={vocabulary}",
-                f"--output_dir={shards}",
+                f"--input={inputs.corpus}",
+                *inputs.text_format,
+                *(["--split_sentences"] if inputs.split_sentences else []),
+                f"--vocab_file={layout.vocabulary}",
+                f"--output_dir={layout.path('shards')}",
                 f"--seq_lengths={','.join(map(str, SEQ_LENGTHS))}",
                 "--num_shards=8",
                 "--dupe_factor=1",
@@ -138,13 +167,19 @@ def stages(layout: Layout, inputs: Inputs) -> list[Stage]:
                 "--eval_fraction=0.02",
             ],
         ),
+    ]
+
+
+def pretraining_stages(layout: Layout, inputs: Inputs) -> list[Stage]:
+    """From shards to a SavedModel."""
+    return [
         Stage(
             title="pretraining with LANS, phase 1 (length 128) and phase 2 (length 512)",
             module="official_bert.pretrain",
             arguments=[
                 f"--phase1={inputs.phases[0]}",
                 f"--phase2={inputs.phases[1]}",
-                f"--input_path={shards}",
+                f"--input_path={layout.path('shards')}",
                 f"--model_dir={layout.path('pretraining')}",
             ],
         ),
@@ -158,6 +193,19 @@ def stages(layout: Layout, inputs: Inputs) -> list[Stage]:
             ],
             output=layout.path("export", "encoder"),
         ),
+    ]
+
+
+def finetuning_stages(layout: Layout, inputs: Inputs) -> list[Stage]:
+    """The same questions from the pretrained weights and from random ones."""
+    questions = [
+        "--task=squad",
+        f"--train_file={inputs.squad_train}",
+        f"--dev_file={inputs.squad_dev}",
+        f"--train_steps={inputs.finetune_steps}",
+        *FINETUNE_FLAGS,
+    ]
+    return [
         Stage(
             title="finetuning from the pretrained weights",
             module="official_bert.finetune",
@@ -173,19 +221,21 @@ def stages(layout: Layout, inputs: Inputs) -> list[Stage]:
             arguments=[
                 *questions,
                 f"--config_file={inputs.phases[1]}",
-                f"--vocab_file={vocabulary}",
+                f"--vocab_file={layout.vocabulary}",
                 f"--model_dir={layout.path('finetuned_from_random')}",
             ],
         ),
-        Stage(
-            title="report",
-            module="official_bert.demo_report",
-            arguments=[
-                f"--work_dir={layout.root}",
-                f"--source={DOCSTRINGS if corpus.startswith(layout.root) else corpus}",
-            ],
-        ),
     ]
+
+
+def report_stage(layout: Layout, inputs: Inputs) -> Stage:
+    """The table and the page of curves."""
+    source = DOCSTRINGS if inputs.corpus.startswith(layout.root) else inputs.corpus
+    return Stage(
+        title="report",
+        module="official_bert.demo_report",
+        arguments=[f"--work_dir={layout.root}", f"--source={source}"],
+    )
 
 
 def run_stage(stage: Stage, log: str) -> None:
@@ -210,20 +260,37 @@ def run_stage(stage: Stage, log: str) -> None:
     raise UserError(f"{stage.module} ended with exit code {code}: {reason} (all of it: {log})")
 
 
-def body(flag_values: flags.FlagValues) -> None:
-    """Runs every stage that is not done yet; the last one prints the table."""
-    started = time.monotonic()
+def inputs_from(flag_values: flags.FlagValues, layout: Layout) -> Inputs:
+    """What the flags name, and below the work folder what they leave out.
+
+    Raises:
+      UserError: one file of questions of two, or a format without the text that has it.
+    """
     if bool(flag_values.squad_train) != bool(flag_values.squad_dev):
         raise UserError("give both --squad_train and --squad_dev (make: SQUAD_TRAIN, SQUAD_DEV)")
-    layout = Layout(root=flag_values.work_dir)
-    inputs = Inputs(
+    formats = [flag_values[name] for name in ("document_boundary", "text_field", "split_sentences")]
+    given = {flag.name: flag.serialize() for flag in formats if flag.value != flag.default}
+    if given and not flag_values.corpus:
+        raise UserError(
+            f"{' '.join(given.values())} is about the text of --corpus, which is empty; give both"
+        )
+    return Inputs(
         corpus=flag_values.corpus or layout.path("text", "*.txt"),
+        text_format=tuple(text for name, text in given.items() if name != "split_sentences"),
+        split_sentences=flag_values.split_sentences,
         squad_train=flag_values.squad_train or layout.path("questions", "train.json"),
         squad_dev=flag_values.squad_dev or layout.path("questions", "dev.json"),
         own_text=bool(flag_values.corpus and flag_values.squad_train),
         phases=(flag_values.phase1, flag_values.phase2),
         finetune_steps=flag_values.finetune_steps,
     )
+
+
+def body(flag_values: flags.FlagValues) -> None:
+    """Runs every stage that is not done yet; the last one prints the table."""
+    started = time.monotonic()
+    layout = Layout(root=flag_values.work_dir)
+    inputs = inputs_from(flag_values, layout)
     os.makedirs(layout.root, exist_ok=True)
     for stage in stages(layout, inputs):
         if stage.output and os.path.exists(stage.output):

@@ -12,11 +12,12 @@ Examples::
     --text_column=text --label_column=label --init_checkpoint=run/phase2 --model_dir=classes
 
 The encoder's size, the vocabulary and the casing are those of the pretraining run. Without
---init_checkpoint the encoder starts from random weights, its size taken from --config_file: the
-baseline of every pretraining. Leaves predictions, `eval_metrics.json`, `vocab.txt`, checkpoints
-and `metrics.jsonl` in --model_dir; run again with the same flags, it continues where it stands.
-With --seeds or --learning_rates every run has a folder of its own in --model_dir, beside
-`results.json`, `results.md` and `best.json`. --recipe reads flags from a file.
+--init_checkpoint the encoder starts from random weights, its size taken from --config_file and its
+vocabulary from --vocab_file: the baseline of every pretraining. Leaves predictions,
+`eval_metrics.json`, `vocab.txt`, checkpoints and `metrics.jsonl` in --model_dir; run again with the
+same flags, it continues where it stands. With --seeds or --learning_rates every run has a folder of
+its own in --model_dir, beside `results.json`, `results.md` and `best.json`. --recipe reads flags
+from a file.
 """
 
 import dataclasses
@@ -81,8 +82,9 @@ flags.DEFINE_string(
     "weights.", flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
-    "config_file", "", "Recipe or params.yaml with the encoder's size; needed only where "
-    "--init_checkpoint has no params.yaml beside it.", flag_values=FLAGS,
+    "config_file", "", "Recipe or params.yaml with the encoder's size; needed, with "
+    "--vocab_file, for random weights, and where --init_checkpoint has no params.yaml beside it.",
+    flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
     "vocab_file", "", "WordPiece vocabulary; empty: the pretraining run's.", flag_values=FLAGS

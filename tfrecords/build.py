@@ -55,7 +55,7 @@ flags.DEFINE_bool(
 )  # fmt: skip
 flags.DEFINE_bool("no_next_sentence", False, "The same as --nonext_sentence.", flag_values=FLAGS)
 flags.DEFINE_bool(
-    "deduplicate", False, "Leave out a document when another has the same tokens.",
+    "deduplicate", False, "Leave out a document when an earlier one has the same tokens.",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_bool("gzip", False, "Compress the shards.", flag_values=FLAGS)

@@ -7,7 +7,8 @@ Example::
 Formats: `saved_model` for TensorFlow, TF Hub and TensorFlow Serving; `keras_hub`, a preset for
 KerasHub's `from_preset`; `huggingface`, a folder for `from_pretrained` of transformers.
 --model_dir is a pretraining run, a folder of official_bert.convert, or any Model Garden BERT
-checkpoint; the last needs --config_file, and --vocab_file where no vocab.txt lies beside it.
+checkpoint. Where no folder says them, --config_file says the size, --vocab_file the vocabulary and
+--lower_case the casing.
 """
 
 import os

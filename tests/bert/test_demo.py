@@ -12,6 +12,7 @@ import tensorflow as tf
 import yaml
 
 from official_bert import configuration, demo, docstring_questions, metrics_log, report
+from tfrecords import build, vocabulary
 from tfrecords.errors import UserError
 
 
@@ -103,6 +104,32 @@ def test_half_of_the_question_files_is_refused(tmp_path: pathlib.Path, capsys) -
     work = tmp_path / "demo"
     assert demo.main([f"--work_dir={work}", "--squad_train=train.json"]) == 2
     assert "give both" in capsys.readouterr().err
+    assert not work.exists()
+
+
+def test_the_texts_format_goes_to_the_commands_that_read_it() -> None:
+    flag_values = demo.FLAGS
+    flag_values.unparse_flags()
+    flag_values(["demo", "--corpus=a.txt", "--document_boundary=file", "--split_sentences"])
+    layout = demo.Layout(root="work")
+    found = {
+        stage.module: stage for stage in demo.stages(layout, demo.inputs_from(flag_values, layout))
+    }
+    for module, owner in (("tfrecords.vocabulary", vocabulary), ("tfrecords.build", build)):
+        owner.FLAGS.unparse_flags()
+        owner.FLAGS(["command", *found[module].arguments])
+        assert owner.FLAGS.input == "a.txt" and owner.FLAGS.document_boundary == "file"
+    assert build.FLAGS.split_sentences
+    formats = ("--document_boundary", "--split_sentences")
+    others = [stage for module, stage in found.items() if module.startswith("official_bert.")]
+    assert not [text for stage in others for text in stage.arguments if text.startswith(formats)]
+
+
+def test_a_format_of_no_text_is_refused(tmp_path: pathlib.Path, capsys) -> None:
+    work = tmp_path / "demo"
+    assert demo.main([f"--work_dir={work}", "--split_sentences"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --split_sentences") and "--corpus" in line
     assert not work.exists()
 
 
