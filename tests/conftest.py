@@ -1,4 +1,7 @@
-"""One TensorFlow set-up for the whole suite: two logical CPUs, fixed seeds, quiet logs."""
+"""One TensorFlow set-up for the whole suite: two logical CPUs, fixed seeds, quiet logs.
+
+Hypothesis draws the same examples in every run; HYPOTHESIS_PROFILE=thorough draws others, and more.
+"""
 
 import os
 import pathlib
@@ -6,6 +9,7 @@ import pathlib
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
+import hypothesis
 import keras
 import pytest
 import tensorflow as tf
@@ -13,6 +17,11 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+# No deadline: how long an example takes is no property of the code under test.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -32,7 +32,10 @@ def _scaled(direction: np.ndarray, weight_norm: float, bounds: tuple[float, floa
 
 @dataclasses.dataclass
 class Reference:
-    """One optimizer: "lans", "lamb", "block_normalized_adamw" or "adamw"."""
+    """One optimizer: "lans", "lamb", "block_normalized_adamw" or "adamw".
+
+    `normalize` and `nesterov` switch the two ideas of "lans", and mean nothing to the others.
+    """
 
     algorithm: str
     values: list[np.ndarray]
@@ -43,6 +46,8 @@ class Reference:
     decays: list[bool] | None = None
     adapts: list[bool] | None = None
     weight_norm_bounds: tuple[float, float] | None = None
+    normalize: bool = True
+    nesterov: bool = True
 
     def __post_init__(self) -> None:
         self.values = [np.array(value, np.float64) for value in self.values]
@@ -58,7 +63,8 @@ class Reference:
 
     def _direction(self, index: int, gradient: np.ndarray) -> np.ndarray:
         x = self.values[index]
-        g = _unit(gradient) if self.algorithm in ("lans", "block_normalized_adamw") else gradient
+        normalizes = {"lans": self.normalize, "block_normalized_adamw": True}
+        g = _unit(gradient) if normalizes.get(self.algorithm, False) else gradient
         self.m[index] = self.beta_1 * self.m[index] + (1 - self.beta_1) * g
         self.v[index] = self.beta_2 * self.v[index] + (1 - self.beta_2) * g**2
         m_hat = self.m[index] / (1 - self.beta_1**self.t)
@@ -74,7 +80,7 @@ class Reference:
         def term(direction: np.ndarray) -> np.ndarray:
             return _scaled(direction, norm, self.weight_norm_bounds) if adapts else direction
 
-        if self.algorithm == "lamb":
+        if self.algorithm == "lamb" or not self.nesterov:
             return term(r + decay * x)
         return self.beta_1 * term(r + decay * x) + (1 - self.beta_1) * term(c + decay * x)
 
@@ -105,3 +111,8 @@ def relative_error(
         for value, end in zip(got, reference, strict=True)
     )
     return float(error / displacement)
+
+
+def rounding(values: np.ndarray) -> np.ndarray:
+    """How far each value may lie from the number that it was rounded to nearest from."""
+    return 0.5 * np.spacing(np.abs(values)).astype(np.float64)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -88,6 +89,63 @@ def test_lans_without_its_two_ideas_is_lamb_bit_for_bit(mode: str) -> None:
         lans.step(gradients)
         lamb.step(gradients)
     harness.assert_equal(lans.state(), lamb.state())
+
+
+@each_mode
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_each_idea_can_be_switched_off(mode: str, normalize: bool, nesterov: bool) -> None:
+    """The clip halves each gradient, which shows, beside this epsilon, if it is not normalized."""
+    start = harness.single_values()
+    run = harness.Run(
+        "LANS",
+        start,
+        mode,
+        epsilon=0.1,
+        global_clipnorm=1.0,
+        normalize_gradients=normalize,
+        nesterov=nesterov,
+    )
+    expected = reference.Reference(
+        "lans", start, epsilon=0.1, normalize=normalize, nesterov=nesterov
+    )
+    for gradients in harness.gradient_steps(start, 10):
+        norm = np.linalg.norm([np.linalg.norm(each) for each in gradients])
+        gradients = [(2.0 / norm * each).astype(np.float32) for each in gradients]
+        run.step(gradients)
+        expected.step(harness.clipped(gradients, global_clipnorm=1.0), harness.RATE)
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
+
+
+@each_class
+@each_mode
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sixteen_bit_variables_are_rounded_once_an_update(name: str, mode: str, dtype: str) -> None:
+    """Each update is computed in float32 from what is stored, and rounded to nearest at its end."""
+    narrow = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16
+    start = [value.astype(narrow) for value in harness.start_values(shapes=((256, 64), (33, 7)))]
+    run = harness.Run(name, [value.astype(np.float32) for value in start], mode, dtype=dtype)
+    expected = reference.Reference(harness.ALGORITHMS[name], start)
+    for gradients in harness.gradient_steps(start, 3):
+        before = [value.astype(np.float64) for value in run.values()]
+        expected.values = list(before)
+        run.step([value.astype(np.float32) for value in gradients])
+        expected.step(gradients, harness.RATE)
+        for value, wanted, old in zip(run.values(), expected.values, before, strict=True):
+            got = value.astype(narrow)
+            assert np.mean(got.astype(np.float64) != old) > 0.1
+            computing = FLOAT32_TOLERANCE * np.max(np.abs(wanted - old))
+            error = np.abs(got.astype(np.float64) - wanted)
+            assert np.all(error <= reference.rounding(got) + computing)
+    optimizer = run.optimizer
+    for moments, wanted in (
+        (optimizer._momentums, expected.m),
+        (optimizer._velocities, expected.v),
+    ):
+        got = [harness.numpy(each) for each in moments]
+        assert {each.dtype for each in got} == {np.dtype(np.float32)}
+        zeros = [np.zeros(each.shape) for each in got]
+        assert reference.relative_error(got, wanted, zeros) <= FLOAT32_TOLERANCE
 
 
 @each_mode

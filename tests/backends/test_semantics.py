@@ -58,18 +58,19 @@ def test_nonfinite_gradients_pass_where_skipping_is_off(mode: str) -> None:
     assert int(run.optimizer.iterations) == 1
 
 
+@each_class
 @each_mode
 @pytest.mark.parametrize("clipping", CLIPPINGS, ids=str)
 @pytest.mark.parametrize("micro_steps", [None, 4])
 def test_clipping_acts_once_on_the_mean_gradient(
-    mode: str, clipping: dict, micro_steps: int | None
+    name: str, mode: str, clipping: dict, micro_steps: int | None
 ) -> None:
     start = harness.single_values()
     # A large epsilon, or LAMB would undo a scale on the gradient.
     run = harness.Run(
-        "LAMB", start, mode, epsilon=0.1, gradient_accumulation_steps=micro_steps, **clipping
+        name, start, mode, epsilon=0.1, gradient_accumulation_steps=micro_steps, **clipping
     )
-    expected = reference.Reference("lamb", start, epsilon=0.1)
+    expected = reference.Reference(harness.ALGORITHMS[name], start, epsilon=0.1)
     window = micro_steps or 1
     steps = harness.gradient_steps(start, 6 * window)
     for update in range(6):
@@ -81,6 +82,20 @@ def test_clipping_acts_once_on_the_mean_gradient(
         expected.step(harness.clipped(mean, **clipping), RATE)
     assert int(run.optimizer.iterations) == 6
     assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
+
+
+@each_mode
+@pytest.mark.parametrize("name", ["LANS", "BlockNormalizedAdamW"])
+@pytest.mark.parametrize("clipping", CLIPPINGS[:2], ids=str)
+def test_a_bound_on_norms_changes_no_bit_where_gradients_are_normalized(
+    mode: str, name: str, clipping: dict
+) -> None:
+    start = harness.single_values()
+    runs = [harness.Run(name, start, mode, **arguments) for arguments in ({}, clipping)]
+    for gradients in harness.gradient_steps(start, 5):
+        for run in runs:
+            run.step(gradients)
+    harness.assert_equal(runs[0].state(), runs[1].state())
 
 
 @each_mode
@@ -118,6 +133,24 @@ def test_a_nonfinite_micro_step_discards_its_window(mode: str) -> None:
     runs[0].optimizer.skipped_steps.assign(0)
     harness.assert_equal(runs[0].state(), runs[1].state())
     assert int(runs[0].optimizer.iterations) == 2
+
+
+@each_mode
+def test_a_nonfinite_micro_step_enters_the_mean_where_skipping_is_off(mode: str) -> None:
+    start = harness.single_values()
+    run = harness.Run("LANS", start, mode, gradient_accumulation_steps=2, skip_nonfinite=False)
+    first, second = harness.gradient_steps(start, 2)
+    expected = reference.Reference("lans", start)
+    expected.step([(one + two) / 2 for one, two in zip(first, second, strict=True)], RATE)
+    first[0][0, 0] = np.nan
+    run.step(first)
+    harness.assert_equal(run.values(), start)
+    run.step(second)
+    assert np.isnan(run.values()[0]).all()
+    rest = run.values()[1:], expected.values[1:], start[1:]
+    assert reference.relative_error(*rest) <= FLOAT32_TOLERANCE
+    assert int(run.optimizer.skipped_steps) == 0
+    assert int(run.optimizer.iterations) == 1
 
 
 @each_mode
@@ -239,13 +272,13 @@ def test_the_configuration_makes_the_same_optimizer(name: str) -> None:
     )
 
 
-@each_mode
-def test_what_a_block_gathered_ends_with_its_window(mode: str) -> None:
-    """A block without gradient in a window's last micro-step takes nothing into the next."""
-    if mode != "eager":
-        pytest.skip("which gradients are missing is fixed when a step is compiled")
+def test_what_a_block_gathered_ends_with_its_window() -> None:
+    """A block without gradient in a window's last micro-step takes nothing into the next.
+
+    Eagerly only: which gradients are missing is fixed when a step is compiled.
+    """
     start = harness.single_values()
-    run = harness.Run("LANS", start, mode, gradient_accumulation_steps=2)
+    run = harness.Run("LANS", start, gradient_accumulation_steps=2)
     first, second = harness.gradient_steps(start, 2)
     run.step(first)
     variables = run.variables

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -184,6 +185,42 @@ def test_describe_prints_a_table_and_refuses_strangers(which: str) -> None:
     assert tf_lans.describe(scaled, model) == table
     with pytest.raises(TypeError, match="SGD"):
         tf_lans.describe(base.optimizers.SGD(), model)
+
+
+def built_without(variable: tf.Variable) -> None:
+    optimizer = harness.make("tf_keras")
+    optimizer.build([tf.Variable([1.0], name="known")])
+    optimizer.apply_gradients([(tf.ones(1), variable)])
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [
+        (
+            lambda variable: harness.make("tf_keras", mesh=object()),
+            ValueError,
+            "LANS got mesh=...: DTensor is not supported, use tf.distribute",
+        ),
+        (
+            lambda variable: harness.make("tf_keras").apply_gradients(
+                [(tf.ones(1), variable)], clip=1, scale=2
+            ),
+            TypeError,
+            r"apply_gradients\(\) got unknown arguments: clip, scale$",
+        ),
+        (
+            built_without,
+            KeyError,
+            r"LANS was built without the variable late:0: call build\(\) with all trainable",
+        ),
+    ],
+    ids=["mesh", "unknown arguments", "unknown variable"],
+)
+def test_what_tf_keras_cannot_do_is_refused(act: Callable, error: type, message: str) -> None:
+    variable = tf.Variable([1.0], name="late")
+    with pytest.raises(error, match=message):
+        act(variable)
+    np.testing.assert_array_equal(variable.numpy(), [1.0])
 
 
 def test_an_optimizer_without_a_name_steps() -> None:

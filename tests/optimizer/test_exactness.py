@@ -92,6 +92,34 @@ def test_patterns_and_bounds_follow_the_reference(which: str) -> None:
     assert len(run.optimizer.trust_ratios()) == 3
 
 
+@both_kerases
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_each_idea_can_be_switched_off(which: str, normalize: bool, nesterov: bool) -> None:
+    """The clip halves each gradient, which shows, beside this epsilon, if it is not normalized."""
+    start = harness.single_values()
+    run = harness.Run(
+        which,
+        "LANS",
+        start,
+        "graph",
+        learning_rate=0.01,
+        epsilon=0.1,
+        global_clipnorm=1.0,
+        normalize_gradients=normalize,
+        nesterov=nesterov,
+    )
+    expected = reference.Reference(
+        "lans", start, epsilon=0.1, normalize=normalize, nesterov=nesterov
+    )
+    for gradients in harness.gradient_steps(start, 10):
+        norm = np.linalg.norm([np.linalg.norm(each) for each in gradients])
+        gradients = [(2.0 / norm * each).astype(np.float32) for each in gradients]
+        run.step(gradients)
+        expected.step(harness.clipped(gradients, global_clipnorm=1.0), LEARNING_RATE)
+    assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
+
+
 @pytest.mark.parametrize(("which", "mode"), [("keras3", "xla"), ("tf_keras", "graph")])
 def test_without_xla_programs_the_numbers_are_the_same(which: str, mode: str) -> None:
     start = harness.single_values()
@@ -141,17 +169,35 @@ def test_blocks_in_pieces_follow_the_reference(
 
 
 @both_kerases
-def test_sixteen_bit_blocks_in_pieces(which: str) -> None:
-    """In pieces and whole, x differs by the one rounding of its end, at most 2^-8 of it a step."""
-    dtype = tf.bfloat16.as_numpy_dtype
-    start = [value.astype(dtype) for value in harness.start_values(shapes=[(3, 16_384)])]
-    runs = [
-        harness.Run(which, "LANS", start, "graph", learning_rate=0.05, jit_compile=jit)
-        for jit in (True, False)
+@pytest.mark.parametrize("jit_compile", [True, False])
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16], ids=str)
+def test_sixteen_bit_variables_are_rounded_once_an_update(
+    which: str, jit_compile: bool, dtype: tf.DType
+) -> None:
+    """Each update is computed in float32 from what is stored, and rounded to nearest at its end.
+
+    One block is updated in pieces, one whole.
+    """
+    start = [
+        value.astype(dtype.as_numpy_dtype)
+        for value in harness.start_values(shapes=[(3, 16_384), (33, 7)])
     ]
-    for gradients in harness.gradient_steps(start, 2):
-        for run in runs:
-            run.step(gradients)
-    pieces, whole = (run.values()[0].astype(np.float32) for run in runs)
-    assert np.mean(pieces != start[0].astype(np.float32)) > 0.5
-    assert np.all(np.abs(pieces - whole) <= 2 * 2.0**-8 * np.abs(whole) + 1e-6)
+    run = harness.Run(which, "LANS", start, "graph", learning_rate=0.01, jit_compile=jit_compile)
+    expected = reference.Reference("lans", start)
+    for gradients in harness.gradient_steps(start, 3):
+        before = [value.astype(np.float64) for value in run.values()]
+        expected.values = list(before)
+        run.step(gradients)
+        expected.step(gradients, LEARNING_RATE)
+        for got, wanted, old in zip(run.values(), expected.values, before, strict=True):
+            assert got.dtype == dtype.as_numpy_dtype
+            assert np.mean(got.astype(np.float64) != old) > 0.1
+            computing = FLOAT32_TOLERANCE * np.max(np.abs(wanted - old))
+            error = np.abs(got.astype(np.float64) - wanted)
+            assert np.all(error <= reference.rounding(got) + computing)
+    state = [each.numpy() for each in run.optimizer.variables]
+    for wanted in (*expected.m, *expected.v):
+        moments = [each for each in state if each.shape == wanted.shape]
+        assert [each.dtype for each in moments] == [np.float32] * 2
+        errors = [np.max(np.abs(each - wanted)) / np.max(np.abs(wanted)) for each in moments]
+        assert min(errors) <= FLOAT32_TOLERANCE

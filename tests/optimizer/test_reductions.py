@@ -21,7 +21,7 @@ GRADIENTS = harness.gradient_steps(START, 10)
 # One step of 0.01 on weights of about 1: storing them rounds by 6e-8, 6e-6 of the step.
 ONE_STEP_TOLERANCE = 2e-5
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
-few_examples = hypothesis.settings(deadline=None, max_examples=10, derandomize=True)
+few_examples = hypothesis.settings(max_examples=hypothesis.settings.default.max_examples // 10)
 
 
 def steps(run: harness.Run, gradients: Any = GRADIENTS) -> list[np.ndarray]:
@@ -141,6 +141,30 @@ def test_a_scale_on_each_blocks_gradient_changes_nothing(
     harness.assert_equal(
         optimizer.step(START, [np.ldexp(g, power).astype(g.dtype) for g, power in pairs]), plain
     )
+
+
+@each_row
+@few_examples
+@hypothesis.given(data=st.data())
+def test_a_blocks_update_depends_on_that_block_alone(
+    which: str, name: str, restarted: Any, data: st.DataObject
+) -> None:
+    index = data.draw(st.integers(0, len(START) - 1))
+    scales = [
+        1.0 if each == index else data.draw(st.sampled_from([0.0, 1e-9, 1e9]))
+        for each in range(len(START))
+    ]
+    gradients = harness.gradient_steps(START, 1, seed=data.draw(st.integers(0, 99)))[0]
+
+    def scaled(blocks: list[np.ndarray]) -> list[np.ndarray]:
+        pairs = zip(blocks, scales, strict=True)
+        return [(block * scale).astype(block.dtype) for block, scale in pairs]
+
+    optimizer = restarted(which, name)
+    among_others = optimizer.step(scaled(START), scaled(gradients))[index]
+    harness.assert_equal([optimizer.step(START, gradients)[index]], [among_others])
+    alone = harness.Run(which, name, [START[index]], learning_rate=RATE)
+    harness.assert_equal(steps(alone, [[gradients[index]]]), [among_others])
 
 
 @each_row

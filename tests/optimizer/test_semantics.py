@@ -15,6 +15,7 @@ from tests.reference import FLOAT32_TOLERANCE
 from tf_lans import block_selection
 
 RATE = float(np.float32(0.01))
+NORM_CLIPPINGS = ({"clipnorm": 0.7}, {"global_clipnorm": 0.7})
 
 
 @each_row
@@ -67,20 +68,37 @@ def test_nonfinite_gradients_pass_where_skipping_is_off(which: str) -> None:
     assert harness.number(run.optimizer.iterations) == 1
 
 
-@both_kerases
+@each_row
 @pytest.mark.parametrize("mode", ["graph", "mirrored"])
-@pytest.mark.parametrize(
-    "clipping", [{"clipnorm": 0.7}, {"global_clipnorm": 0.7}, {"clipvalue": 0.3}]
-)
-def test_clipping_acts_once_on_the_global_gradient(which: str, mode: str, clipping: dict) -> None:
+@pytest.mark.parametrize("clipping", [*NORM_CLIPPINGS, {"clipvalue": 0.3}], ids=str)
+def test_clipping_acts_once_on_the_global_gradient(
+    which: str, name: str, mode: str, clipping: dict
+) -> None:
     start = harness.single_values()
     # an epsilon of the gradient's size, so that LAMB feels its scale
-    run = harness.Run(which, "LAMB", start, mode, learning_rate=0.01, epsilon=0.1, **clipping)
-    expected = reference.Reference("lamb", start, epsilon=0.1)
+    run = harness.Run(which, name, start, mode, learning_rate=0.01, epsilon=0.1, **clipping)
+    expected = reference.Reference(harness.ALGORITHMS[name], start, epsilon=0.1)
     for gradients in harness.gradient_steps(start, 5):
         run.step(gradients)
         expected.step(harness.clipped(gradients, **clipping), RATE)
     assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
+
+
+@both_kerases
+@pytest.mark.parametrize("name", ["LANS", "BlockNormalizedAdamW"])
+@pytest.mark.parametrize("clipping", NORM_CLIPPINGS, ids=str)
+def test_a_bound_on_norms_changes_no_bit_where_gradients_are_normalized(
+    which: str, name: str, clipping: dict
+) -> None:
+    start = harness.single_values()
+    plain, clipped = (
+        harness.Run(which, name, start, "graph", learning_rate=0.01, **arguments)
+        for arguments in ({}, clipping)
+    )
+    for gradients in harness.gradient_steps(start, 5):
+        plain.step(gradients)
+        clipped.step(gradients)
+    harness.assert_equal(clipped.state(), plain.state())
 
 
 @both_kerases
@@ -243,6 +261,27 @@ def test_a_nonfinite_micro_step_discards_its_window(mode: str) -> None:
     harness.assert_equal(run.state(), clean.state())
     assert harness.number(run.optimizer.skipped_steps) == 1
     assert harness.number(run.optimizer.iterations) == 2
+
+
+@pytest.mark.parametrize("mode", harness.MODES)
+def test_a_nonfinite_micro_step_enters_the_mean_where_skipping_is_off(mode: str) -> None:
+    start = harness.single_values()
+    run = harness.Run(
+        "keras3", "LANS", start, mode, learning_rate=0.01, gradient_accumulation_steps=2,
+        skip_nonfinite=False,
+    )  # fmt: skip
+    first, second = harness.gradient_steps(start, 2)
+    expected = reference.Reference("lans", start)
+    expected.step([(one + two) / 2 for one, two in zip(first, second, strict=True)], RATE)
+    first[0][0, 0] = np.nan
+    run.step(first)
+    harness.assert_equal(run.values(), start)
+    run.step(second)
+    assert np.isnan(run.values()[0]).all()
+    rest = run.values()[1:], expected.values[1:], start[1:]
+    assert reference.relative_error(*rest) <= FLOAT32_TOLERANCE
+    assert harness.number(run.optimizer.skipped_steps) == 0
+    assert harness.number(run.optimizer.iterations) == 1
 
 
 @both_kerases
