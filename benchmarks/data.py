@@ -118,6 +118,7 @@ def report(
     work_dir: pathlib.Path,
 ) -> dict[str, Any]:
     """Runs everything; the figures as they go into the JSON file."""
+    heading = machine.heading("benchmarks.data")
     text = data_text.prepare(flag_values.input, flag_values.vocab_file, work_dir)
     setup = data_turns.Setup(
         text=text,
@@ -133,7 +134,7 @@ def report(
     building = data_report.building(data_turns.measure(setup, contenders, rounds, slow_rounds))
     reading = data_report.reading(data_turns.read(setup, rounds, flag_values.read_seconds))
     return {
-        **machine.heading("benchmarks.data"),
+        **heading,
         "processor": machine.processor(),
         "versions": machine.versions(_PACKAGES),
         "is_quick": flag_values.quick,

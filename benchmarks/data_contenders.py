@@ -47,7 +47,6 @@ class Contender:
         megabytes: text enough to measure it with, for each copy; the faster, the more, so that
             it takes long beside the noise of its start.
         is_slow: whether it is measured in fewer rounds.
-        in_memory: whether it holds all of its text and rows in memory.
         is_copied: whether it uses one core only, so that for several it runs beside itself, on
             a text of its own for each.
         only_alone: whether it is measured on one core only, beside a like one that is not.
@@ -59,7 +58,6 @@ class Contender:
     megabytes: float
     is_ours: bool = False
     is_slow: bool = False
-    in_memory: bool = False
     is_copied: bool = False
     only_alone: bool = False
     environment: str = ""
@@ -156,7 +154,6 @@ CONTENDERS = {
         steps=_model_garden(5),
         megabytes=1,
         is_slow=True,
-        in_memory=True,
         is_copied=True,
     ),
     f"{MODEL_GARDEN}, once": Contender(
@@ -164,7 +161,6 @@ CONTENDERS = {
         steps=_model_garden(1),
         megabytes=1,
         is_slow=True,
-        in_memory=True,
         is_copied=True,
         only_alone=True,
     ),
@@ -175,7 +171,6 @@ CONTENDERS = {
         ),
         megabytes=1,
         is_slow=True,
-        in_memory=True,
         is_copied=True,
         environment="google_bert",
     ),

@@ -66,6 +66,7 @@ def body(flag_values: flags.FlagValues) -> None:
 
 def report(flag_values: flags.FlagValues, work_dir: pathlib.Path) -> dict[str, Any]:
     """Builds everything; the figures as they go into the JSON file."""
+    heading = machine.heading(_MODULE)
     text = data_text.prepare(flag_values.input, flag_values.vocab_file, work_dir)
     (content,) = text.parts(1, 1e6 * flag_values.megabytes)
     text_file = work_dir / "text.txt"
@@ -94,7 +95,7 @@ def report(flag_values: flags.FlagValues, work_dir: pathlib.Path) -> dict[str, A
             found = counted(read(output_dir, seq_length), Vocabulary.load(vocab_file))
             rows.append({"maker": maker, "seq_length": seq_length, **found})
     return {
-        **machine.heading(_MODULE),
+        **heading,
         "processor": machine.processor(),
         "versions": machine.versions(("tensorflow", "tf-models-official", "tf-lans")),
         "text": {"source": text.source, "bytes": len(content)},

@@ -9,16 +9,18 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import data_reading
+from benchmarks import data_reading, turns
 from benchmarks.data_contenders import CONTENDERS, DYNAMIC, MODEL_GARDEN, STORED
 from benchmarks.data_turns import Key, Measured, Read
 
 Rows = list[dict[str, Any]]
 
 RATE_METHOD = (
-    "megabytes (10^6) of text, both lengths together, over the seconds of the command less the "
-    "median seconds of the same command on next to no text, but at least a hundredth of them; "
-    "the median over the rounds; text_bytes beyond the text's own are its documents over again"
+    "megabytes (10^6) of text, both lengths together, over the seconds of the command less those "
+    "of the same command on next to no text in the same round, or in the last one that measured "
+    "it, but at least a hundredth of them; the median over the rounds; ratios are medians of those "
+    "within the rounds that both took part in; text_bytes beyond the text's own are its documents "
+    "over again"
 )
 # Shorter than its noise, what a command takes beyond its start says nothing.
 _LEAST_SHARE = 0.01
@@ -40,35 +42,76 @@ def building(measured: Mapping[Key, Measured | str]) -> Rows:
         row["makes"] = CONTENDERS[name].makes
         row |= {"not_measured": each} if isinstance(each, str) else _build_row(each, cores)
         rows.append(row)
-    base = _find(rows, MODEL_GARDEN, 1)
-    for row in rows:
-        if base and "mb_per_s_per_core" in row:
-            row["over_model_garden"] = row["mb_per_s_per_core"] / base["mb_per_s_per_core"]
-    return rows
+    return _rated(rows)
 
 
 def _build_row(measured: Measured, cores: int) -> dict[str, Any]:
-    startup = statistics.median(each.seconds for each in measured.startups)
-    num_bytes = measured.text_bytes - measured.startup_bytes
-    rates = [
-        num_bytes / 1e6 / max(each.seconds - startup, _LEAST_SHARE * each.seconds)
-        for each in measured.runs
-    ]
     return {
-        "rounds": len(rates),
+        "rounds": len(measured.runs),
         "text_bytes": measured.text_bytes,
+        "startup_bytes": measured.startup_bytes,
         "output_bytes": measured.output_bytes,
-        "startup_s": startup,
+        "startup_s": statistics.median(each.seconds for each in measured.startups),
         "median_s": statistics.median(each.seconds for each in measured.runs),
         "median_cpu_s": statistics.median(each.cpu_seconds for each in measured.runs),
-        "mb_per_s": statistics.median(rates),
-        "best_mb_per_s": max(rates),
-        "mb_per_s_per_core": statistics.median(rates) / cores,
         "peak_bytes": max(each.peak_bytes for each in measured.runs),
         "startup_peak_bytes": max(each.peak_bytes for each in measured.startups),
-        "all_s": [round(each.seconds, 3) for each in measured.runs],
-        "all_startup_s": [round(each.seconds, 3) for each in measured.startups],
+        "all_s": [round(each.seconds, 6) for each in measured.runs],
+        "all_startup_s": [round(each.seconds, 6) for each in measured.startups],
     }
+
+
+def _rated(rows: Rows) -> Rows:
+    """The rows with the rates that follow from their seconds, and those over Model Garden's."""
+    found = [row if "not_measured" in row else row | _rates(row) for row in rows]
+    base = _find(found, MODEL_GARDEN, 1)
+    for row in found:
+        if base and "all_mb_per_s" in row:
+            row |= _over_model_garden(_ratios(row, base, "all_mb_per_s", 1 / row["cores"]))
+    return found
+
+
+def _rates(row: dict[str, Any]) -> dict[str, Any]:
+    seconds, starts = row["all_s"], row["all_startup_s"]
+    # Slow contenders are measured in some rounds alone, and so are starts: a round without one has
+    # that of the last before.
+    last = [starts[number * len(starts) // len(seconds)] for number in range(len(seconds))]
+    megabytes = (row["text_bytes"] - _startup_bytes(row)) / 1e6
+    rates = [
+        megabytes / max(each - start, _LEAST_SHARE * each)
+        for each, start in zip(seconds, last, strict=True)
+    ]
+    return {
+        "all_mb_per_s": rates,
+        "mb_per_s": statistics.median(rates),
+        "best_mb_per_s": max(rates),
+        "mb_per_s_per_core": statistics.median(rates) / row["cores"],
+    }
+
+
+def _startup_bytes(row: dict[str, Any]) -> float:
+    if "startup_bytes" in row:
+        return float(row["startup_bytes"])
+    # Results from before it was kept: what their rate, over medians, was taken of.
+    rated = 1e6 * row["mb_per_s"] * (row["median_s"] - row["startup_s"])
+    return float(row["text_bytes"] - rated)
+
+
+def _ratios(
+    of: dict[str, Any], to: dict[str, Any], name: str, scale: float = 1.0
+) -> dict[str, float]:
+    """`turns.ratios` of the rounds that both took part in."""
+    count = min(len(of[name]), len(to[name]))
+
+    def shared(values: list[float]) -> list[float]:
+        return [values[-(-number * len(values) // count)] for number in range(count)]
+
+    return turns.ratios([scale * each for each in shared(of[name])], shared(to[name]))
+
+
+def _over_model_garden(found: dict[str, float]) -> dict[str, Any]:
+    spread = [found["lowest"], found["highest"]]
+    return {"over_model_garden": found["median"], "over_model_garden_range": spread}
 
 
 def reading(measured: Mapping[Key, Read | str]) -> Rows:
@@ -84,10 +127,15 @@ def reading(measured: Mapping[Key, Read | str]) -> Rows:
             row["host_consumption"] = row["examples_per_s"] / data_reading.HOST_CONSUMES
             row["all_examples_per_s"] = [round(rate) for rate in each.rates]
         rows.append(row)
+    _read_ratios(rows)
+    return rows
+
+
+def _read_ratios(rows: Rows) -> None:
     for row in rows:
         base = _find(rows, data_reading.MODEL_GARDEN, row["cores"])
         if base and "examples_per_s" in row:
-            row["over_model_garden"] = row["examples_per_s"] / base["examples_per_s"]
+            row |= _over_model_garden(_ratios(row, base, "all_examples_per_s"))
     return rows
 
 
@@ -111,7 +159,7 @@ def conclusions(rows: Rows, readers: Rows, extrapolate_to: tuple[float, int]) ->
             "makes": fastest["makes"],
             "mb_per_s": fastest["mb_per_s"],
             **{
-                f"{name}_over_it": row["mb_per_s"] / fastest["mb_per_s"]
+                f"{name}_over_it": _ratios(row, fastest, "all_mb_per_s")["median"]
                 for name, row in ours.items()
                 if row
             },
@@ -121,15 +169,29 @@ def conclusions(rows: Rows, readers: Rows, extrapolate_to: tuple[float, int]) ->
     }
 
 
+def derived(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """A report with all that follows from its seconds and rates derived anew.
+
+    Results may be older than the way in which ratios are taken.
+    """
+    rows, reading = _rated(figures["building"]), [dict(row) for row in figures["reading"]]
+    _read_ratios(reading)
+    aim = figures["extrapolation"]
+    found = conclusions(rows, reading, extrapolate_to=(aim["text_bytes"], aim["cores"]))
+    return {**figures, "building": rows, "reading": reading, **found}
+
+
 def _targets(rows: Rows, readers: Rows) -> dict[str, Any]:
     most = max(row["cores"] for row in rows)
 
-    def ratio(of: dict[str, Any] | None, to: dict[str, Any] | None) -> float | None:
-        return of["mb_per_s"] / to["mb_per_s"] if of and to else None
+    def ratio(
+        of: dict[str, Any] | None, to: dict[str, Any] | None, name: str = "all_mb_per_s"
+    ) -> dict[str, float] | None:
+        return _ratios(of, to, name) if of and to else None
 
-    def reader_ratio(name: str) -> float | None:
-        row = _find(readers, name, 1)
-        return row.get("over_model_garden") if row else None
+    def reader_ratio(name: str) -> dict[str, float] | None:
+        rows = (_find(readers, each, 1) for each in (name, data_reading.MODEL_GARDEN))
+        return ratio(*rows, "all_examples_per_s")
 
     base = _find(rows, MODEL_GARDEN, 1)
     stored, dynamic = (_find(rows, name, 1) for name in (STORED, DYNAMIC))
@@ -142,31 +204,36 @@ def _targets(rows: Rows, readers: Rows) -> dict[str, Any]:
         "reading_dynamic_over_model_garden": reader_ratio(data_reading.DYNAMIC),
     }
     return {
-        name: {"target": _TARGETS[name], "measured": value, "met": value and value >= target}
-        for (name, value), target in zip(found.items(), _TARGETS.values(), strict=True)
+        name: {
+            "target": _TARGETS[name],
+            "measured": each and each["median"],
+            "range": each and [each["lowest"], each["highest"]],
+            "met": each and each["median"] >= _TARGETS[name],
+        }
+        for name, each in found.items()
     }
 
 
+def verdict(target: dict[str, Any]) -> str:
+    """In words; "" where nothing was measured."""
+    return {True: "met", False: "missed"}.get(target["met"], "")
+
+
 def _extrapolation(rows: Rows, num_bytes: float, cores: int) -> dict[str, Any]:
-    """From the rate per core on all cores, and for those that hold their text, its memory."""
+    """From the rate per core on all cores."""
     most = max(row["cores"] for row in rows)
-    hours, memory = {}, {}
+    hours = {}
     for row in rows:
         name = row["contender"]
         if row["cores"] != most or "mb_per_s" not in row:
             continue
         hours[name] = num_bytes / 1e6 / (row["mb_per_s_per_core"] * cores) / 3600
-        if CONTENDERS[name].in_memory:
-            grown = row["peak_bytes"] - row["startup_peak_bytes"]
-            memory[name] = grown / row["text_bytes"] * num_bytes
     return {
         "note": f"EXTRAPOLATED, not measured: from the rate per core on {most} cores, as if it "
-        f"held on {cores} and for {num_bytes / 1e9:g} GB; memory in proportion to the text, for "
-        "those that hold all of it",
+        f"held on {cores} and for {num_bytes / 1e9:g} GB",
         "text_bytes": num_bytes,
         "cores": cores,
         "hours": hours,
-        "memory_bytes": memory,
     }
 
 
@@ -183,7 +250,7 @@ def table(figures: dict[str, Any]) -> str:
         + figures["method"]["memory"],
         "",
         f"{'':24}{'cores':>6}{'text MB':>9}{'rounds':>7}{'start s':>9}{'MB/s':>8}{'/core':>8}"
-        f"{'/MG':>8}{'peak GB':>9}  makes",
+        f"{'/MG':>8}{'':17}{'peak GB':>9}  makes",
     ]
     lines += [_build_line(row) for row in figures["building"]]
     if figures["fastest_peer"]:
@@ -196,16 +263,14 @@ def table(figures: dict[str, Any]) -> str:
         lines += [
             f"fastest peer: {fastest['contender']} ({fastest['makes']}); ours: {', '.join(ratios)}"
         ]
-    lines += ["", f"{'':36}{'cores':>6}{'examples/s':>12}{'/MG':>8}{'/host':>8}"]
+    lines += ["", f"{'':36}{'cores':>6}{'examples/s':>12}{'/MG':>8}{'':17}{'/host':>8}"]
     lines += [_read_line(row) for row in figures["reading"]]
     lines += [f"one 8-GPU host consumes {host['examples_per_s']:,.0f}: {host['source']}", ""]
     lines += [_target_line(name, each) for name, each in figures["targets"].items()]
     extrapolation = figures["extrapolation"]
     lines += ["", extrapolation["note"] + ":"]
     for name, hours in extrapolation["hours"].items():
-        memory = extrapolation["memory_bytes"].get(name)
-        held = f", {memory / 1e9:,.0f} GB of memory" if memory is not None else ""
-        lines.append(f"  {name:24}{hours:9.2f} hours{held}")
+        lines.append(f"  {name:24}{hours:9.2f} hours")
     return "\n".join(lines)
 
 
@@ -213,10 +278,9 @@ def _build_line(row: dict[str, Any]) -> str:
     start = f"{row['contender']:24}{row['cores']:6}"
     if "not_measured" in row:
         return f"{start}  not measured: {row['not_measured']}"
-    ratio = f"{row['over_model_garden']:8.1f}" if "over_model_garden" in row else f"{'':8}"
     return (
         f"{start}{row['text_bytes'] / 1e6:9.1f}{row['rounds']:7}{row['startup_s']:9.1f}"
-        f"{row['mb_per_s']:8.3f}{row['mb_per_s_per_core']:8.3f}{ratio}"
+        f"{row['mb_per_s']:8.3f}{row['mb_per_s_per_core']:8.3f}{_ratio(row)}"
         f"{row['peak_bytes'] / 1e9:9.2f}  {row['makes']}"
     )
 
@@ -225,14 +289,24 @@ def _read_line(row: dict[str, Any]) -> str:
     start = f"{row['reader']:36}{row['cores']:6}"
     if "not_measured" in row:
         return f"{start}  not measured: {row['not_measured']}"
-    ratio = f"{row['over_model_garden']:8.1f}" if "over_model_garden" in row else f"{'':8}"
-    return f"{start}{row['examples_per_s']:12,.0f}{ratio}{row['host_consumption']:8.1f}"
+    return f"{start}{row['examples_per_s']:12,.0f}{_ratio(row)}{row['host_consumption']:8.1f}"
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    """Over Model Garden, the median of the rounds, the lowest and the highest."""
+    if "over_model_garden" not in row:
+        return f"{'':25}"
+    low, high = row["over_model_garden_range"]
+    spread = f"({low:.1f} to {high:.1f})"
+    return f"{row['over_model_garden']:8.1f} {spread:16}"
 
 
 def _target_line(name: str, each: dict[str, Any]) -> str:
-    found = "not measured" if each["measured"] is None else f"{each['measured']:.2f}"
-    verdict = {True: "met", False: "missed"}.get(each["met"], "")
-    return f"{name.replace('_', ' '):36} target {each['target']:6g}  {found}  {verdict}"
+    found = "not measured"
+    if each["measured"] is not None:
+        low, high = each["range"]
+        found = f"{each['measured']:.2f}, {low:.2f} to {high:.2f}"
+    return f"{name.replace('_', ' '):36} target {each['target']:6g}  {found}  {verdict(each)}"
 
 
 def chart(figures: dict[str, Any]) -> Figure:

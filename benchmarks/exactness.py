@@ -30,6 +30,7 @@ from benchmarks import (
     exactness_stock_kills,
     machine,
     markdown_part,
+    provenance,
     whole_files,
 )
 from benchmarks.exactness_report import COVERAGE, CUTS, ERROR, KILLS, PARTS
@@ -133,6 +134,33 @@ def _measure(
     )
 
 
+def labelled(part: str, found: Figures, known: Figures, heading: Figures) -> Figures:
+    """A part with the heading that it was measured with.
+
+    Kills are measured one by one, so each has its own, and the part that of the last call that
+    measured one.
+
+    Args:
+        part: its name.
+        found: what was measured, for kills with what was known before.
+        known: what was known before.
+        heading: of this call.
+    """
+    if part != KILLS:
+        return {**found, **heading}
+    rows = {
+        name: provenance.stamped(found[name], known.get(name, []), known, heading)
+        for name in exactness_report.KILLED
+    }
+    is_new = any(
+        provenance.known(row, known.get(name, [])) is None
+        for name in exactness_report.KILLED
+        for row in found[name]
+    )
+    label = heading if is_new or not known else {key: known[key] for key in heading if key in known}
+    return {**found, **label, **rows}
+
+
 def body(flag_values: flags.FlagValues) -> None:
     """Measures what is not known yet, then reports."""
     parts = chosen(flag_values.only)
@@ -147,9 +175,9 @@ def body(flag_values: flags.FlagValues) -> None:
         "versions": machine.versions(_PACKAGES),
     }
 
-    def keep(part: str, found: Figures) -> None:
+    def keep(part: str, found: Figures, known: Figures) -> None:
         figures.update(read(output))  # another part may have been measured meanwhile
-        figures[part] = {**found, **heading}
+        figures[part] = labelled(part, found, known, heading)
         if output:
             ordered = {name: figures[name] for name in PARTS if name in figures}
             whole_files.write_json(f"{output}.json", ordered)
@@ -167,10 +195,10 @@ def body(flag_values: flags.FlagValues) -> None:
                 flag_values,
                 pathlib.Path(folder),
                 known,
-                lambda found, part=part: keep(part, found),
+                lambda found, part=part, known=known: keep(part, found, known),
             )
         if found != known:
-            keep(part, found)
+            keep(part, found, known)
     table = exactness_report.table(figures)
     print(table)
     if output:

@@ -78,7 +78,10 @@ def _cuts(panel: SubFigure, part: Mapping[str, Any]) -> None:
         )
         for row in part["rows"]
     ]
-    title = f"Weights, batch cut against whole, {part['steps']} updates"
+    title = (
+        f"Weights without key biases,\n{part['global_batch_size']} rows cut against whole, "
+        f"{part['steps']} updates"
+    )
     _draw(panel, bars, title, logarithmic=True)
 
 

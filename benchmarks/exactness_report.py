@@ -7,8 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks import provenance
+
 COVERAGE, ERROR, CUTS, KILLS = PARTS = ("coverage", "error", "cuts", "kills")
 MISSING = "not measured"
+KILLED = ("ours", "stock")  # whose kills, in that part
 
 _PAPER = "arXiv 2006.13484"
 _OPTIMIZERS = {"Algorithm 1": "LAMB", "Algorithm 2": "LANS"}
@@ -93,8 +96,8 @@ def _cuts(part: Figures) -> list[Row]:
                 difference = scientific(row["relative_l2_difference"])
                 cells[row["is_ours"]].append(f"{optimizer} {difference}")
         title = (
-            f"weights, batch cut into {cut} against whole: distance after {part['steps']} "
-            "updates, over the way gone"
+            f"weights without key biases, {part['global_batch_size']} rows cut into {cut} against "
+            f"whole: distance after {part['steps']} updates, over the way gone"
         )
         rows.append((title, "; ".join(cells[False]) or "cannot", "; ".join(cells[True])))
     return rows
@@ -184,6 +187,16 @@ def commands(figures: Figures) -> list[str]:
     ]
 
 
+def headings(figures: Figures) -> list[Figures]:
+    """That of each part, and in its place those of its kills."""
+    found: list[Figures] = []
+    for part in filter(figures.__contains__, PARTS):
+        kills = [row for name in KILLED for row in figures[part].get(name, [])]
+        # Results from before kills had headings of their own have one for all.
+        found += [row for row in kills if "date" in row] or [figures[part]]
+    return found
+
+
 def _markdown(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -196,10 +209,9 @@ def table(figures: Figures) -> str:
         lines += ["", _DISTANCES]
     if CUTS in figures:
         lines += ["", _key_biases(figures[CUTS])]
-    measured = [figures[part] for part in PARTS if part in figures]
-    dates = sorted(part["date"][:10] for part in measured)
+    measured = headings(figures)
     if measured:
-        span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-        versions = ", ".join(f"{name} {each}" for name, each in measured[0]["versions"].items())
-        lines += ["", f"Measured {span} with {versions}."]
+        code = provenance.commits(measured)
+        facts = [provenance.versions(measured), *filter(None, [code])]
+        lines += ["", f"Measured {provenance.dates(measured)} with {', '.join(facts)}."]
     return "\n".join(lines) + "\n"

@@ -70,8 +70,12 @@ def available_bytes() -> int:
 
 
 def heading(module: str) -> dict[str, str]:
-    """The date and the command of this run of a benchmark module."""
+    """The date, the commit and the command of this run of a benchmark module.
+
+    To be taken before anything is measured: the code that runs is that of this moment.
+    """
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
         "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
     }

@@ -15,6 +15,7 @@ from benchmarks import (
     exactness_report,
     large_batch_queue,
     page_tables,
+    provenance,
     transfer_report,
 )
 from tfrecords.errors import UserError
@@ -54,10 +55,10 @@ def _rates(figures: Any) -> list[str]:
 
 
 def _exactness(figures: Any) -> list[str]:
-    processors = dict.fromkeys(part["processor"] for part in figures.values())
+    processors = provenance.processors(exactness_report.headings(figures))
     commands = exactness_report.commands(figures)
     return [
-        "\n".join((f"On {' and on '.join(processors)}:\n\n```sh", *commands, "```")),
+        "\n".join((f"On {processors}:\n\n```sh", *commands, "```")),
         exactness_report.table(figures).strip(),
     ]
 
@@ -89,7 +90,8 @@ SECTIONS = (
         "once is measured in groups, with LANS in each. A ratio is taken within each round, where "
         "the two turns lay close to each other; the spread is over rounds. The floor is what "
         "moving weights, gradients and moments once takes at the machine's bandwidth; the state is "
-        "their size. An optimizer that needs no norms has less to do.",
+        "their size. An optimizer that needs no norms has less to do. The chart has the quartiles "
+        "of the rounds.",
         blocks=page_tables.update_step,
     ),
     Section(
@@ -98,7 +100,7 @@ SECTIONS = (
         anchor="the-training-step-on-a-cpu",
         reading="Above 1 is faster. A ratio is taken within each round, where the two turns lay "
         "close to each other; the spread is over rounds. The rows with XLA, and those without the "
-        "word deterministic, show what each of the two changes.",
+        "word deterministic, show what each of the two changes. " + page_tables.VERDICTS,
         blocks=page_tables.train_step,
     ),
     Section(
@@ -106,7 +108,8 @@ SECTIONS = (
         title="The training step with micro-batches",
         anchor="the-training-step-on-a-cpu",
         reading="Above 1 is faster than a step of one micro-batch, example by example: the update "
-        "is paid once for all of them. Memory should not grow with their number.",
+        "is paid once for all of them. Memory should not grow with their number. "
+        + page_tables.VERDICTS,
         blocks=page_tables.train_step,
     ),
     Section(
@@ -114,8 +117,10 @@ SECTIONS = (
         title="Text to pretraining data, and data to batches",
         anchor="text-to-pretraining-data-and-data-to-batches",
         reading="Above 1 is faster than Model Garden's script, or its loader. Rates are without a "
-        "command's start. What a contender makes is not the same work everywhere: the second "
-        "column says what it is.",
+        "command's start, as it was in the same round. A ratio is taken within each round that "
+        "both took part in, the median of those is shown, and the spread beside it. A start that "
+        "takes about half of a run, as Model Garden's does, makes it wide. What a contender makes "
+        "is not the same work everywhere: the second column says what it is.",
         blocks=page_tables.data,
     ),
     Section(
@@ -138,8 +143,10 @@ SECTIONS = (
         pattern="transfer.json",
         title="Does pretraining pay?",
         anchor="does-pretraining-pay",
-        reading="The same finetuning from pretrained and from random weights, by seed. An interval "
-        "without 0 is a difference that seeds alone do not explain.",
+        reading="The same finetuning from pretrained and from random weights, by seed. The "
+        "intervals are over finetuning seeds; there is one pretraining run, whose own spread is "
+        "not in them. An interval without 0 is a difference that finetuning seeds alone do not "
+        "explain.",
         blocks=_transfer,
         says_where=True,
     ),
@@ -200,8 +207,8 @@ def where(figures: dict[str, Any]) -> str:
     """When, on what, of which commit, with which versions, by which command."""
     facts = [figures["date"][:10]]
     facts += [figures[key] for key in ("device", "processor") if key in figures]
-    if figures.get("commit"):
-        facts.append(f"commit {figures['commit']}")
+    # Results from before commits were kept have none, and without git there is none.
+    facts.append(f"commit {figures.get('commit') or 'not recorded'}")
     facts.append(_listed(figures["versions"]))
     facts += [f"{peer} with {_listed(each)}" for peer, each in figures.get("peers", {}).items()]
     return f"{'; '.join(facts)}:\n\n```sh\n{figures['command']}\n```"

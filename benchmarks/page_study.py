@@ -45,6 +45,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     last, common = runs[-1], runs[-1]["common"]
     return {
         "date": last["date"],
+        "commit": last.get("commit", ""),
         "command": _COMMAND,
         "processor": last["processor"],
         "versions": last["versions"],

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks import update_step_report
+from benchmarks import data_report, train_step_report, turns, update_step_report
 from benchmarks.update_contenders import FLOOR
 
 Figures = Mapping[str, Any]
 Blocks = list[str]
 
+VERDICTS = (
+    "A target of throughput is met, or missed, where the interval of the median over rounds "
+    "excludes its bound, and not decided where the bound lies within. The interval goes from one "
+    f"round's ratio to another's: the narrowest that has {100 * turns.CONFIDENCE:.0f} % "
+    "confidence, or from the lowest to the highest where there are too few rounds. The confidence "
+    "stands beside it."
+)
 _RUN = "run"  # as `benchmarks.large_batch_queue` writes it
 
 
@@ -33,20 +40,22 @@ def not_measured(reasons: Mapping[str, str]) -> Blocks:
     return ["Not measured here:\n\n" + "\n".join(lines)] if lines else []
 
 
-def targets(rows: Iterable[tuple[str, float, float | None, bool | None]], at_most: str) -> str:
+def targets(
+    rows: Iterable[tuple[str, float, float | None, str, str]], spread: str, at_most: str
+) -> str:
     """What was to be reached, and what was.
 
     Args:
-        rows: name, bound, what was measured, whether it is enough.
+        rows: name, bound, what was measured, its spread, whether it is enough.
+        spread: what kind of spread that is.
         at_most: how the names begin whose bound is an upper one.
     """
     cells = []
-    for name, bound, measured, met in rows:
+    for name, bound, measured, around, verdict in rows:
         word = "at most" if name.startswith(at_most) else "at least"
         found = "not measured" if measured is None else f"{measured:.2f}"
-        verdict = "" if met is None else "met" if met else "missed"
-        cells.append((name, f"{word} {bound:g}", found, verdict))
-    return table(("target", "bound", "measured", ""), cells)
+        cells.append((name, f"{word} {bound:g}", found, around, verdict))
+    return table(("target", "bound", "measured", spread, ""), cells)
 
 
 def _span(values: Sequence[float], style: str, unit: float = 1.0) -> str:
@@ -59,6 +68,7 @@ def update_step(figures: Figures) -> Blocks:
     reasons = dict(figures.get("not_measured", {}))
     has_rounds = all("all_ms" in group[FLOOR] for group in figures["groups"])
     for number, group in enumerate(figures["groups"], start=1):
+        remark = ", drifted" if update_step_report.has_drifted(group) else ""
         for name, row in group.items():
             if name == FLOOR:
                 continue
@@ -69,7 +79,7 @@ def update_step(figures: Figures) -> Blocks:
             floor = row["over_floor"]["median"] if has_rounds else row["median_over_floor"]
             cells = [
                 name,
-                str(number),
+                f"{number}{remark}",
                 f"{over['median']:.2f}",
                 f"{over['lowest']:.2f} to {over['highest']:.2f}",
                 f"{over['of_medians']:.2f}",
@@ -89,6 +99,7 @@ def update_step(figures: Figures) -> Blocks:
         f"{figures['model']}: {figures['blocks']} blocks, {figures['parameters']:,} parameters, "
         f"float32; {figures['rounds']} rounds. Over the floor: {floor_words}.",
         table(columns, [cells for _, cells in sorted(rows)]),
+        *update_step_report.drifts(figures["groups"]),
         *not_measured(reasons),
     ]
 
@@ -167,9 +178,18 @@ def train_step(figures: Figures) -> Blocks:
         table(("", "examples/s", "lowest to highest", "peak MB", "first step s"), rates),
         targets(
             [
-                (each["name"], each["bound"], each["measured"], each["met"])
-                for each in figures["targets"]
+                (
+                    *(each["name"], each["bound"], each["measured"]),
+                    *(train_step_report.interval(each), train_step_report.verdict(each)),
+                )
+                # Anew: the results may be older than what is asked of them.
+                for each in train_step_report.targets(
+                    figures["contenders"],
+                    figures["compare"],
+                    bool(figures["bfloat16_instructions"]),
+                )
             ],
+            "interval of the median",
             "memory",
         ),
         *not_measured(reasons),
@@ -178,6 +198,7 @@ def train_step(figures: Figures) -> Blocks:
 
 def data(figures: Figures) -> Blocks:
     """Text to data, data to batches, the targets, and what a large text would take."""
+    figures = data_report.derived(figures)
     text, host, fastest = (figures[key] for key in ("text", "host", "fastest_peer"))
     blocks = [
         f"Text: {text['bytes'] / 1e6:.1f} MB in {text['documents']:,} documents; lengths "
@@ -199,9 +220,13 @@ def data(figures: Figures) -> Blocks:
         f"One host of 8 GPUs consumes {host['examples_per_s']:,.0f} examples/s: {host['source']}.",
         targets(
             [
-                (name.replace("_", " "), each["target"], each["measured"], each["met"])
+                (
+                    *(name.replace("_", " "), each["target"], each["measured"]),
+                    *(_range(each["range"]), data_report.verdict(each)),
+                )
                 for name, each in figures["targets"].items()
             ],
+            "lowest to highest",
             "no such",
         ),
         *_extrapolated(figures["extrapolation"]),
@@ -213,6 +238,10 @@ def _over(row: Figures) -> str:
     return f"{row['over_model_garden']:.1f}" if "over_model_garden" in row else ""
 
 
+def _range(values: Sequence[float] | None, style: str = ".2f") -> str:
+    return _span(values, style) if values else ""
+
+
 def _building(rows: Sequence[Figures]) -> Blocks:
     found = [row for row in rows if "not_measured" not in row]
     cells = [
@@ -221,6 +250,7 @@ def _building(rows: Sequence[Figures]) -> Blocks:
             row["makes"],
             str(row["cores"]),
             _over(row),
+            _range(row.get("over_model_garden_range"), ".1f"),
             f"{row['mb_per_s']:.3g}",
             _span(row["all_s"], ".1f"),
             f"{row['text_bytes'] / 1e6:.1f}",
@@ -230,7 +260,8 @@ def _building(rows: Sequence[Figures]) -> Blocks:
         for row in found
     ]
     columns = (
-        *("text to data", "makes", "cores", "per core / Model Garden", "MB/s", "rounds, s"),
+        *("text to data", "makes", "cores", "per core / Model Garden", "lowest to highest"),
+        *("MB/s", "rounds, s"),
         *("MB of text", "start s", "peak GB"),
     )
     missing = {f"{row['contender']}, cores: {row['cores']}": row for row in rows}
@@ -245,6 +276,7 @@ def _reading(rows: Sequence[Figures]) -> Blocks:
             row["reader"],
             str(row["cores"]),
             _over(row),
+            _range(row.get("over_model_garden_range"), ".1f"),
             f"{row['examples_per_s']:,.0f}",
             _span(row["all_examples_per_s"], ",.0f"),
             f"{row['host_consumption']:.1f}",
@@ -252,8 +284,8 @@ def _reading(rows: Sequence[Figures]) -> Blocks:
         for row in found
     ]
     columns = (
-        *("data to batches", "cores", "/ Model Garden", "examples/s"),
-        *("lowest to highest", "/ host"),
+        *("data to batches", "cores", "/ Model Garden", "lowest to highest", "examples/s"),
+        *("slowest to fastest", "/ host"),
     )
     missing = {f"{row['reader']}, cores: {row['cores']}": row for row in rows}
     reasons = {name: row["not_measured"] for name, row in missing.items() if "not_measured" in row}
@@ -261,11 +293,8 @@ def _reading(rows: Sequence[Figures]) -> Blocks:
 
 
 def _extrapolated(figures: Figures) -> Blocks:
-    cells = []
-    for name, hours in figures["hours"].items():
-        memory = figures["memory_bytes"].get(name)
-        cells.append([name, f"{hours:.2f}", "" if memory is None else f"{memory / 1e9:,.0f}"])
-    return [f"{figures['note']}:", table(("", "hours", "GB of memory"), cells)]
+    cells = [[name, f"{hours:.2f}"] for name, hours in figures["hours"].items()]
+    return [f"{figures['note']}:", table(("", "hours"), cells)]
 
 
 def import_time(figures: Figures) -> Blocks:

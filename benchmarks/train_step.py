@@ -152,11 +152,12 @@ def report(flag_values: flags.FlagValues) -> dict[str, Any]:
         contenders = chosen(flag_values.compare, flag_values.only)
     except ValueError as error:
         raise UserError(str(error)) from error
+    heading = machine.heading("benchmarks.train_step")
     measured = measure(contenders, workload, flag_values.rounds, flag_values.turn_seconds)
     rows = train_step_report.rows(measured, workload.batch_size)
     instructions = bfloat16_instructions()
     return {
-        **machine.heading("benchmarks.train_step"),
+        **heading,
         "processor": machine.processor(),
         "bfloat16_instructions": instructions,
         "versions": machine.versions(_PACKAGES),

@@ -25,6 +25,9 @@ from benchmarks.train_step_contenders import (
 
 Rows = list[dict[str, Any]]
 THROUGHPUT, MEMORY = "throughput", "memory"
+# Five rounds, the fewest that there are, have an interval of nearly that of `turns.CONFIDENCE`; one
+# of less says nothing.
+_LEAST_CONFIDENCE = 0.9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,6 +167,9 @@ def ratios(row: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
 def targets(found: Rows, comparison: str, has_bfloat16: bool) -> list[dict[str, Any]]:
     """What a comparison is to reach, what it reached, and whether that is enough.
 
+    Throughput is enough, or too little, where the interval of the median over rounds excludes the
+    bound; where the bound lies within, "met" is None as it is where nothing was measured.
+
     Args:
         found: the rows.
         comparison: which one they are of.
@@ -177,15 +183,44 @@ def targets(found: Rows, comparison: str, has_bfloat16: bool) -> list[dict[str, 
 
 
 def _verdict(target: Target, found: Rows, has_bfloat16: bool) -> dict[str, Any]:
-    verdict = {"name": target.name, "bound": target.bound, "measured": None, "met": None}
+    row: dict[str, Any] = {
+        "name": target.name,
+        "bound": target.bound,
+        "measured": None,
+        "met": None,
+    }
     of, over = _find(found, target.of), _find(found, target.over)
     if of is None or over is None or (target.needs_bfloat16 and not has_bfloat16):
-        return verdict
+        return row
     if target.what == MEMORY:
         measured = of["peak_bytes"] / over["peak_bytes"]
-        return verdict | {"measured": measured, "met": measured <= target.bound}
-    measured = ratios(of, over)["median"]
-    return verdict | {"measured": measured, "met": measured >= target.bound}
+        return row | {"measured": measured, "met": measured <= target.bound}
+    rounds = zip(of["all_examples_per_s"], over["all_examples_per_s"], strict=True)
+    low, high, confidence = turns.median_interval([one / other for one, other in rounds])
+    met = None
+    if confidence >= _LEAST_CONFIDENCE and not low <= target.bound <= high:
+        met = low > target.bound
+    return row | {
+        "measured": ratios(of, over)["median"],
+        "interval": [low, high],
+        "confidence": confidence,
+        "met": met,
+    }
+
+
+def interval(target: dict[str, Any]) -> str:
+    """Of the median over rounds, with its confidence; "" where there is none."""
+    if "interval" not in target:
+        return ""
+    low, high = target["interval"]
+    return f"{low:.3f} to {high:.3f} ({100 * target['confidence']:.0f} %)"
+
+
+def verdict(target: dict[str, Any]) -> str:
+    """In words; "" where nothing was measured."""
+    if target["measured"] is None:
+        return ""
+    return {True: "met", False: "missed", None: "not decided"}[target["met"]]
 
 
 _COLUMNS = {
@@ -245,8 +280,8 @@ def _target_line(target: dict[str, Any]) -> str:
     measured = target["measured"]
     found = "not measured" if measured is None else f"{measured:.3f}"
     word = "at most" if target["name"].startswith(MEMORY) else "at least"
-    verdict = {True: "met", False: "missed"}.get(target["met"], "")
-    return f"{target['name']}: target {word} {target['bound']:g}, {found} {verdict}".rstrip()
+    facts = [found, *filter(None, [interval(target), verdict(target)])]
+    return f"{target['name']}: target {word} {target['bound']:g}, {' '.join(facts)}"
 
 
 def chart(figures: dict[str, Any]) -> Figure:

@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import machine, markdown_part, transfer_report, whole_files
+from benchmarks import machine, markdown_part, provenance, transfer_report, whole_files
 from benchmarks.transfer_report import PRETRAINED, RANDOM, Arm, Task
 from official_bert import configuration, demo, report, run_summary, sweep
 from tfrecords import command
@@ -229,6 +229,48 @@ def read_phase(layout: demo.Layout, number: int) -> dict[str, Any]:
     }
 
 
+def known(output: str | None) -> dict[str, Any]:
+    """What OUTPUT.json has from before; nothing where there is no such file."""
+    path = pathlib.Path(f"{output}.json")
+    return json.loads(path.read_text(encoding="utf-8")) if output and path.exists() else {}
+
+
+def read_figures(
+    layout: demo.Layout,
+    stages: Sequence[demo.Stage],
+    heading: dict[str, Any],
+    before: dict[str, Any],
+) -> dict[str, Any]:
+    """What lies in the work folder, as it goes into the JSON file.
+
+    Args:
+        layout: of the work folder.
+        stages: what was run, or had been run before.
+        heading: of this call, which a row takes over that `before` has not.
+        before: what `known` found: its rows keep the heading that they were measured with.
+    """
+
+    def in_words(command_line: str) -> str:
+        return command_line.replace(layout.root, "WORK_DIR")
+
+    rows = {
+        "pretraining": [read_phase(layout, number) for number in (1, 2)],
+        "tasks": [task.as_json() for task in read_tasks(layout)],
+    }
+    return {
+        **heading,
+        "command": in_words(heading["command"]),
+        "stages": [
+            in_words(shlex.join(["python", "-m", stage.module, *stage.arguments]))
+            for stage in stages
+        ],
+        **{
+            part: provenance.stamped(found, before.get(part, []), before, heading)
+            for part, found in rows.items()
+        },
+    }
+
+
 def body(flag_values: flags.FlagValues) -> None:
     """Runs what is not done yet, then reports."""
     if bool(flag_values.squad_train) != bool(flag_values.squad_dev):
@@ -237,6 +279,11 @@ def body(flag_values: flags.FlagValues) -> None:
         markdown_part.check(flag_values.document, _MODULE)
     if flag_values.output:
         whole_files.check(f"{flag_values.output}.json")
+    heading = {
+        **machine.heading(_MODULE),
+        "processor": machine.processor(),
+        "versions": machine.versions(_PACKAGES),
+    }
     layout = demo.Layout(root=flag_values.work_dir)
     pathlib.Path(layout.root).mkdir(parents=True, exist_ok=True)
     stages = pretraining_stages(layout, flag_values) + finetuning_stages(layout, flag_values)
@@ -244,21 +291,7 @@ def body(flag_values: flags.FlagValues) -> None:
         print(f"== {stage.title}", flush=True)
         if not (stage.output and pathlib.Path(stage.output).exists()):
             demo.run_stage(stage, layout.log)
-    heading = machine.heading(_MODULE)
-    figures = {
-        **heading,
-        "command": heading["command"].replace(layout.root, "WORK_DIR"),
-        "processor": machine.processor(),
-        "versions": machine.versions(_PACKAGES),
-        "stages": [
-            shlex.join(["python", "-m", stage.module, *stage.arguments]).replace(
-                layout.root, "WORK_DIR"
-            )
-            for stage in stages
-        ],
-        "pretraining": [read_phase(layout, number) for number in (1, 2)],
-        "tasks": [task.as_json() for task in read_tasks(layout)],
-    }
+    figures = read_figures(layout, stages, heading, known(flag_values.output))
     text = transfer_report.table(figures)
     print(text)
     if flag_values.output:

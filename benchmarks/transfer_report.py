@@ -9,6 +9,8 @@ from typing import Any
 
 from scipy import stats
 
+from benchmarks import provenance
+
 PRETRAINED, RANDOM = "pretrained", "random"
 # Of each task: name, metric in eval_metrics.json (in percent), heading.
 TASKS = (
@@ -55,7 +57,7 @@ class Task:
     def difference(self) -> tuple[float, float, float]:
         """Mean of pretrained minus mean of random, and its confidence interval (Welch's t).
 
-        Over seeds alone: the dev set is taken as given.
+        Over finetuning seeds alone: the dev set and the one pretraining run are taken as given.
         """
         mean = statistics.fmean(self.pretrained.best) - statistics.fmean(self.random.best)
         if min(len(self.pretrained.best), len(self.random.best)) < 2:
@@ -85,14 +87,19 @@ def table(figures: Mapping[str, Any]) -> str:
     Args:
         figures: what `benchmarks.transfer` writes as JSON.
     """
+    rows = [*figures["pretraining"], *figures["tasks"]]
+    # Results from before rows had headings of their own have one for all.
+    headings = [row if "date" in row else figures for row in rows]
+    facts = (provenance.processors(headings), provenance.versions(headings))
+    code = provenance.commits(headings)
     return "\n".join(
         [
             *_pretraining_rows(figures["pretraining"]),
             "",
             *_task_rows(figures["tasks"]),
             "",
-            f"Measured {figures['date'][:10]} on {figures['processor']}, "
-            + ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
+            f"Measured {provenance.dates(headings)} on "
+            + ", ".join([*facts, *filter(None, [code])])
             + ", by",
             "",
             "```sh",

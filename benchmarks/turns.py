@@ -6,6 +6,7 @@ each contender the same predecessor in every round; here it changes.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -13,6 +14,7 @@ from typing import TypeVar
 from tfrecords.errors import UserError
 
 T = TypeVar("T")
+CONFIDENCE = 0.95
 
 
 def order(contenders: Sequence[T], number: int) -> list[T]:
@@ -85,3 +87,33 @@ def ratios(ones: Sequence[float], others: Sequence[float]) -> dict[str, float]:
         "highest": max(within),
         "of_medians": statistics.median(ones) / statistics.median(others),
     }
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """An interval of the median of what the values were drawn from, whatever its distribution.
+
+    A value lies below that median with probability 1/2, so that the number of those that do is
+    binomial, and so is the chance that the median lies beyond the k-th lowest or highest value.
+
+    Args:
+        values: independent of one another.
+
+    Returns:
+        The k-th lowest value and the k-th highest, and the confidence that the median lies between
+        them: k is the greatest that leaves it at `CONFIDENCE`, or 1, for fewer than six values.
+
+    Example:
+        >>> median_interval([3.0, 1.0, 2.0, 5.0, 4.0])
+        (1.0, 5.0, 0.9375)
+        >>> median_interval(range(9))
+        (1, 7, 0.9609375)
+    """
+    ordered, count = sorted(values), len(values)
+
+    def confidence(left_out: int) -> float:
+        return 1 - 2 * sum(math.comb(count, each) for each in range(left_out + 1)) / 2**count
+
+    left_out = 0
+    while confidence(left_out + 1) >= CONFIDENCE:
+        left_out += 1
+    return ordered[left_out], ordered[-1 - left_out], confidence(left_out)

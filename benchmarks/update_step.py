@@ -145,6 +145,7 @@ def report(
 ) -> dict[str, Any]:
     """Runs everything; the figures as they go into the JSON file."""
     names = turns.chosen(CONTENDERS, only)
+    heading = machine.heading("benchmarks.update_step")
     shapes = bert_shapes.block_shapes(model)
     parameters = bert_shapes.parameters(shapes)
     missing = absent(names, pythons)
@@ -157,7 +158,7 @@ def report(
         measured.append(update_step_report.rows(found, parameters))
         peers.update(versions)
     return {
-        **machine.heading("benchmarks.update_step"),
+        **heading,
         "processor": machine.processor(),
         "versions": machine.versions(_PACKAGES),
         "peers": peers,

@@ -241,6 +241,7 @@ def _row(prepared: Prepared, seconds: list[float], floor: float) -> dict[str, An
 
 def report(model: str, dtype: str, rounds: int, steps: int) -> dict[str, Any]:
     """Runs everything; the figures as they go into the JSON file."""
+    heading = machine.heading("benchmarks.update_step_gpu")
     gpu = jax.default_backend() == "gpu"
     shapes = bert_shapes.block_shapes(model)
     parameters = bert_shapes.parameters(shapes)
@@ -264,7 +265,7 @@ def report(model: str, dtype: str, rounds: int, steps: int) -> dict[str, Any]:
     return {
         "gpu": gpu,
         "device": jax.devices()[0].device_kind if gpu else machine.processor(),
-        **machine.heading("benchmarks.update_step_gpu"),
+        **heading,
         "versions": machine.versions(_PACKAGES),
         "model": model,
         "dtype": dtype,

@@ -16,6 +16,9 @@ from tfrecords.errors import UserError
 REFERENCE = "tf_lans LANS, Keras 3"
 STATE_BYTES = 16  # x, m, v and g
 _FLOOR_BYTES = 28
+# A machine whose speed changed by more between the first third of the rounds and the last was
+# another one by then.
+_MOST_DRIFT = 0.2
 
 Row = dict[str, Any]
 
@@ -92,6 +95,33 @@ def over_lans(row: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, flo
     return row.get("over_lans") or turns.ratios(row["all_ms"], group[REFERENCE]["all_ms"])
 
 
+def _ends(group: Mapping[str, Any]) -> tuple[float, float]:
+    """The reference's median milliseconds in the first third of the rounds and in the last."""
+    rounds = group[REFERENCE]["all_ms"]
+    third = max(1, len(rounds) // 3)
+    return statistics.median(rounds[:third]), statistics.median(rounds[-third:])
+
+
+def has_drifted(group: Mapping[str, Any]) -> bool:
+    """Whether the machine changed its speed while the group was measured."""
+    first, last = _ends(group)
+    return abs(last / first - 1) > _MOST_DRIFT
+
+
+def drifts(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each group in which the machine changed its speed."""
+    found = []
+    for number, group in enumerate(groups, start=1):
+        if has_drifted(group):
+            first, last = _ends(group)
+            found.append(
+                f"Group {number}: {REFERENCE}, over which the others are, took {first:.0f} ms in "
+                f"the first third of the rounds and {last:.0f} ms in the last. The machine changed "
+                "speed within this group; its ratios are to be measured again."
+            )
+    return found
+
+
 _WIDTH = 36
 
 
@@ -116,6 +146,7 @@ def table(figures: Mapping[str, Any]) -> str:
             f"{'':{_WIDTH}}" + "".join(f"{title:>12}" for title in (*titles, "peak/state")),
         ]
         lines += [_line(name, row) for name, row in group.items() if name != FLOOR]
+    lines += ["", *drifts(figures["groups"])] if drifts(figures["groups"]) else []
     absent = figures["not_measured"].items()
     lines += [""] * bool(absent) + [
         f"{name:{_WIDTH}}  not measured here: {reason}" for name, reason in absent
@@ -133,21 +164,43 @@ def _line(name: str, row: Mapping[str, Any]) -> str:
     return f"{name:{_WIDTH}}" + "".join(f"{cell:>12}" for cell in cells)
 
 
+def _quartiles(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    within = [one / other for one, other in zip(ones, others, strict=True)]
+    if len(within) < 2:  # `statistics` has none
+        return within[0], within[0]
+    first, _, third = statistics.quantiles(within, n=4, method="inclusive")
+    return first, third
+
+
 def chart(figures: Mapping[str, Any]) -> Figure:
-    """Bars of the update over that of our LANS in the same group, shortest first."""
+    """Bars of the update over that of our LANS in the same group, shortest first.
+
+    The median of the rounds, with their quartiles.
+    """
     ratios: dict[str, float] = {}
+    quartiles: dict[str, tuple[float, float]] = {}
+    drifted = any(map(has_drifted, figures["groups"]))
     for group in figures["groups"]:
         for name, row in group.items():
-            if name != FLOOR and "not_measured" not in row:
-                ratios.setdefault(name, over_lans(row, group)["median"])
+            title = f"{name} *" if has_drifted(group) and name != REFERENCE else name
+            if name == FLOOR or "not_measured" in row or title in ratios:
+                continue
+            ratios[title] = over_lans(row, group)["median"]
+            quartiles[title] = _quartiles(row["all_ms"], group[REFERENCE]["all_ms"])
     names = sorted(ratios, key=ratios.__getitem__, reverse=True)
     figure = Figure(figsize=(8, 0.4 * len(names) + 1.6), layout="constrained")
     axes = figure.subplots()
     colors = ["tab:red" if name.startswith("tf_lans") else "tab:gray" for name in names]
-    bars = axes.barh(names, [ratios[name] for name in names], color=colors)
+    whiskers = [
+        [ratios[name] - quartiles[name][0] for name in names],
+        [quartiles[name][1] - ratios[name] for name in names],
+    ]
+    values = [ratios[name] for name in names]
+    bars = axes.barh(names, values, xerr=whiskers, color=colors, capsize=2)
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.axvline(1.0, color="black", linestyle="--", linewidth=1)
-    axes.set_xlabel(f"update time over {REFERENCE} (median of rounds)")
+    remark = "\n* the machine changed speed meanwhile" if drifted else ""
+    axes.set_xlabel(f"update time over {REFERENCE}: median, quartiles of rounds{remark}")
     axes.set_title(f"{figures['model']}, float32, {figures['processor']}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,7 +1,7 @@
 """Published runs of BERT-Large, and what the formulas of `plan_time` say of them.
 
 One set of assumptions, the defaults, for all; what differs from run to run is what was published
-of it. The micro-batches of the two papers are not, and taken as the share of a device.
+of it. The micro-batches of the two papers are not, and assumed to be the share of a device.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ _NVIDIA = (
     "time and steady rate, run.sub for steps"
 )
 _NVIDIA_STEPS = (7038, 1564)
+_ASSUMED = "micro-batches assumed, the whole share of a device"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class Run:
         micro_batches: examples of a pass of a device, of each phase.
         steps: of each phase.
         source: where.
+        optimizer: of the run.
+        remarks: what of the row is not from there as it stands.
         devices_per_worker: where it differs from the row's.
         network_bandwidth: of a worker, where it differs from the row's.
         steady_rates: examples a second in each phase, where the source has them: without start,
@@ -52,6 +55,8 @@ class Run:
     micro_batches: tuple[int, int]
     steps: tuple[int, int]
     source: str
+    optimizer: str
+    remarks: tuple[str, ...] = ()
     devices_per_worker: int | None = None
     network_bandwidth: float | None = None
     steady_rates: tuple[float, float] | None = None
@@ -76,6 +81,8 @@ RUNS = (
         micro_batches=(64, 22),
         steps=(_LANS.phase1.total_steps, _LANS.phase2.total_steps),
         source="arXiv 2006.13484: 192 p3dn.24xlarge",
+        optimizer="lans",
+        remarks=(_ASSUMED,),
     ),
     Run(
         name="LAMB paper, 1024 TPU v3",
@@ -86,6 +93,13 @@ RUNS = (
         micro_batches=(32, 16),
         steps=(_LAMB.phase1.total_steps, _LAMB.phase2.total_steps),
         source="arXiv 1904.00962, Table 1: 1024 chips of two cores",
+        optimizer="lamb",
+        remarks=(
+            _ASSUMED,
+            "the paper gives 8,599 steps in all and not how the phases share them; the split, "
+            "which has two more, is that of NVIDIA DeepLearningExamples, "
+            "PyTorch/LanguageModeling/BERT",
+        ),
     ),
     Run(
         name="NVIDIA, 32 x 8 A100",
@@ -96,6 +110,7 @@ RUNS = (
         micro_batches=(312, 40),
         steps=_NVIDIA_STEPS,
         source=_NVIDIA,
+        optimizer="lamb",
         steady_rates=(110_280.73, 22_506.23),
     ),
     Run(
@@ -107,9 +122,13 @@ RUNS = (
         micro_batches=(56, 10),
         steps=_NVIDIA_STEPS,
         source=f"{_NVIDIA}; DGX-2H datasheet: 16 GPUs, 8 x 100 Gb/s",
+        optimizer="lamb",
+        remarks=(
+            "its rate in phase 1 is published for micro-batches of 60, a batch of 61,440, alone; "
+            "the run has 56, a batch of 57,344",
+        ),
         devices_per_worker=16,
         network_bandwidth=8 * 100e9 / 8,
-        # Of phase 1 with micro-batches of 60, the nearest published.
         steady_rates=(84_223.16, 18_786.93),
     ),
 )
@@ -124,15 +143,10 @@ def predicted(run: Run, assumed: plan_time.Assumptions) -> list[tuple[int, plan_
         devices_per_worker=run.devices_per_worker or device.devices_per_worker,
         network_bandwidth=run.network_bandwidth or device.network_bandwidth,
     )
-    return [
-        (work.steps, plan_time.step_time(work, cluster, assumed))
-        for work in works(run.batches, run.micro_batches, run.steps)
-    ]
+    return [(work.steps, plan_time.step_time(work, cluster, assumed)) for work in works(run)]
 
 
-def works(
-    batches: tuple[int, int], micro_batches: tuple[int, int], steps: tuple[int, int]
-) -> list[plan_time.Work]:
+def works(run: Run) -> list[plan_time.Work]:
     """What BERT-Large computes in each phase."""
     experiments.register()
     model = configuration.load(experiments.PRETRAINING, [_MODEL]).task.model
@@ -145,9 +159,10 @@ def works(
             ),
             trained=estimates.parameters(model).trained,
             seq_length=seq_length,
-            global_batch=batches[phase],
-            micro_batch=micro_batches[phase],
-            steps=steps[phase],
+            global_batch=run.batches[phase],
+            micro_batch=run.micro_batches[phase],
+            steps=run.steps[phase],
+            optimizer=run.optimizer,
         )
         for phase, seq_length in enumerate(SEQ_LENGTHS)
     ]
@@ -156,9 +171,9 @@ def works(
 def runs_markdown(assumed: plan_time.Assumptions) -> str:
     """The table of runs, published and predicted side by side, as Markdown."""
     lines = [
-        "| run | batches | steps | published | at its own steady rate | predicted | error | "
-        "compute | update | all-reduce | limit |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| run | batches | micro-batches | steps | published | at its own steady rate | predicted "
+        "| error | compute | update | all-reduce | limit |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     errors = []
     for run in RUNS:
@@ -167,17 +182,24 @@ def runs_markdown(assumed: plan_time.Assumptions) -> str:
         errors.append(minutes / run.minutes - 1)
         steady = "unknown" if run.steady_minutes is None else f"{run.steady_minutes:.1f} min"
         limits = dict.fromkeys(step.limit for _, step in steps)
-        lines.append(
-            f"| {run.name} | {_pair(run.batches)} | {_pair(run.steps)} | {run.minutes:.1f} min | "
-            f"{steady} | {minutes:.1f} min | {errors[-1]:+.0%} | {parts.compute / 60:.1f} min | "
-            f"{parts.update / 60:.1f} min | {parts.all_reduce / 60:.1f} min | "
-            f"{', then '.join(limits)} |"
-        )
-    sources = [f"- {run.name}: {run.source}." for run in RUNS]
+        cells = [
+            *(run.name, _pair(run.batches), _pair(run.micro_batches), _pair(run.steps)),
+            *(f"{run.minutes:.1f} min", steady, f"{minutes:.1f} min", f"{errors[-1]:+.0%}"),
+            *(f"{part / 60:.1f} min" for part in (parts.compute, parts.update, parts.all_reduce)),
+            ", then ".join(limits),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    sources = [f"- {run.name}: {'; '.join((run.source, *run.remarks))}." for run in RUNS]
+    moved = ", ".join(
+        f"{count} for {name.upper()}"
+        for name, count in plan_time.UPDATE_BYTES.items()
+        if name in {run.optimizer for run in RUNS}
+    )
     mean = sum(map(abs, errors)) / len(errors)
     summary = (
         f"Utilisation {assumed.utilisation:g} of the peak for every row; errors from "
-        f"{min(errors):+.0%} to {max(errors):+.0%}, {mean:.0%} in the mean."
+        f"{min(errors):+.0%} to {max(errors):+.0%}, {mean:.0%} in the mean. Bytes of a weight's "
+        f"update: {moved}."
     )
     return "\n".join([*lines, "", summary, "", *sources])
 
@@ -185,7 +207,7 @@ def runs_markdown(assumed: plan_time.Assumptions) -> str:
 def scaling_markdown(assumed: plan_time.Assumptions) -> str:
     """For the paper's two phases on each device: how many devices pay, as Markdown."""
     paper = RUNS[0]
-    phases = [(work, assumed) for work in works(paper.batches, paper.micro_batches, paper.steps)]
+    phases = [(work, assumed) for work in works(paper)]
     lines = [
         "| `--device` | one device | twice as many save less than a quarter from | the run there | "
         "on twice as many |",

@@ -94,7 +94,7 @@ def scaling_rows(found: Sequence[Planned], cluster: Cluster) -> Rows:
 
 def assumptions(found: Sequence[Planned], cluster: Cluster) -> list[str]:
     """What the numbers stand on, a sentence each."""
-    device = cluster.device
+    device, optimizer = cluster.device, found[0].work.optimizer
     speeds = [planned.assumed.examples_per_second for planned in found]
     compute = (
         f"compute: {found[0].assumed.utilisation:g} of the {device.peak_flops / 1e12:.4g} TFLOP/s "
@@ -109,7 +109,8 @@ def assumptions(found: Sequence[Planned], cluster: Cluster) -> list[str]:
         compute,
         f"all-reduce: a ring in float32, once a step, at {cluster.ring_bandwidth / 1e9:.4g} GB/s "
         f"and {found[0].assumed.hop_seconds * 1e6:g} microseconds a turn",
-        f"update: {device.memory_bandwidth / 1e9:,.4g} GB/s of memory",
+        f"update: {plan_time.UPDATE_BYTES[optimizer]} bytes a weight for {optimizer.upper()}, at "
+        f"{device.memory_bandwidth / 1e9:,.4g} GB/s of memory",
         f"input: {three_digits(found[0].assumed.input_tokens_per_second)} tokens a second of each "
         "worker",
         "overlap: input with everything, nothing else",

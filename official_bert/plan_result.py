@@ -71,6 +71,7 @@ def complete(
         global_batch=batch_cut.global_batch,
         micro_batch=batch_cut.micro_batch,
         steps=phase.steps,
+        optimizer=params.trainer.optimizer_config.optimizer.type,
     )
     return Planned(
         phase=phase,

@@ -4,7 +4,7 @@ Pure functions of published rates and stated assumptions. A step of the global b
 devices, each with B / n examples in k micro-batches, of a model with P trained weights::
 
     compute     (B / n) F / (peak u)          F flops of an example, u the utilisation
-    update      P (28 + 12 k [k > 1]) / memory bandwidth
+    update      P (c + 12 k [k > 1]) / memory bandwidth           c bytes by the optimizer
     all-reduce  2 (n - 1) / n 4 P / bandwidth + 2 (n - 1) l       once a step, in float32
     input       B s / (W tokens a second)     W workers, s tokens of a row
 
@@ -19,8 +19,12 @@ What is assumed:
   arXiv 2204.02311 lists in its Table 3 for other large language models (21.3, 32.5, 30.2 and
   46.2 %, on V100, TPU v3, A100 and TPU v4), for every device and every micro-batch. A rate
   measured on one's own device takes the place of both u and peak.
-- The update reads weight, two moments and gradient and writes all but the last, float32: 28 bytes
-  a weight; summing micro-batches reads a sum and a gradient and writes the sum, 12 bytes.
+- AdamW's update reads weight, two moments and gradient and writes all but the last, float32: c is
+  28 bytes a weight. A norm must be known before what it scales is written. LAMB reads all four and
+  writes the moments, then reads weight and moments again and writes the weight: 40. LANS reads the
+  gradient before that, to normalise it, and again with the weight: 48. A gradient that is clipped
+  by its norm is read once more, which is left out. Summing micro-batches reads a sum and a gradient
+  and writes the sum, 12 bytes.
 - The ring uses all the published bandwidth of its narrowest place: of the devices' own links
   within a worker or along a torus, otherwise of the network of a worker, if that is less. Each of
   its 2 (n - 1) turns has a latency l of 5 microseconds; a tree has fewer turns, so that beyond a
@@ -44,8 +48,14 @@ COMPUTE, UPDATE, ALL_REDUCE, INPUT = "compute", "update", "all-reduce", "input"
 LEAST_SAVING = 0.25
 
 _FLOAT32 = 4
-# The update reads x, m, v, g and writes x, m, v; a sum reads itself and g, and writes itself.
-_UPDATE_BYTES, _SUM_BYTES = 7 * _FLOAT32, 3 * _FLOAT32
+# Of a weight's update, by passes over it: what each reads, then what it writes.
+UPDATE_BYTES = {
+    "lans": _FLOAT32 * (len("g") + len("xmvg" + "mv") + len("xmvg" + "x")),
+    "lamb": _FLOAT32 * (len("xmvg" + "mv") + len("xmv" + "x")),
+    "adamw": _FLOAT32 * len("xmvg" + "xmv"),
+}
+# A sum reads itself and g, and writes itself.
+_SUM_BYTES = 3 * _FLOAT32
 
 
 def flops_per_example(
@@ -161,6 +171,7 @@ class Work:
         global_batch: B.
         micro_batch: the most examples of one pass of a device.
         steps: updates.
+        optimizer: who updates, a name in `UPDATE_BYTES`.
     """
 
     flops_per_example: float
@@ -169,6 +180,7 @@ class Work:
     global_batch: int
     micro_batch: int
     steps: int
+    optimizer: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,7 +253,8 @@ def step_time(work: Work, cluster: Cluster, assumed: Assumptions) -> StepTime:
     rate = assumed.examples_per_second
     if rate is None:
         rate = assumed.utilisation * cluster.device.peak_flops / work.flops_per_example
-    moved = work.trained * (_UPDATE_BYTES + (_SUM_BYTES * passes if passes > 1 else 0))
+    sums = _SUM_BYTES * passes if passes > 1 else 0
+    moved = work.trained * (UPDATE_BYTES[work.optimizer] + sums)
     return StepTime(
         compute=share / rate,
         update=moved / cluster.device.memory_bandwidth,

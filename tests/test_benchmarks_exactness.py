@@ -345,11 +345,11 @@ def test_the_table() -> None:
         "| 90 % (90 % to 90 %) | refused before training |",
         "| float32 LAMB (Algorithm 1): distance to float64 after 100 updates, over the way gone "
         "| Keras Lamb: 2.1e-2 (decays outside) | tf-lans LAMB, Keras 3: 3.1e-7 |",
-        "| weights, batch cut into 2 replicas against whole: distance after 10 updates, over the "
-        "way gone "
+        "| weights without key biases, 32 rows cut into 2 replicas against whole: distance after "
+        "10 updates, over the way gone "
         "| LAMB 3.0e-2 | LANS 1.0e-6 |",
-        "| weights, batch cut into 4 micro-batches against whole: distance after 10 updates, over "
-        "the way gone "
+        "| weights without key biases, 32 rows cut into 4 micro-batches against whole: distance "
+        "after 10 updates, over the way gone "
         "| cannot | LANS 0 |",
         "| kills after which a restarted run ends bit-equal, one worker | 0 of 1, in 1 run "
         "| 6 of 7, in 2 runs |",
@@ -389,6 +389,8 @@ def test_the_chart_shows_every_value_and_is_small(tmp_path) -> None:
         {"0 of 1", "6 of 7", "0 of 2", "1 of 1"},
     ):
         assert expected in shown
+    (titled,) = [each.get_suptitle() for each in figure.subfigs if "Weights" in each.get_suptitle()]
+    assert "without key biases" in titled and "32 rows" in titled
     figure.savefig(tmp_path / "chart.png", dpi=exactness_chart.DPI)
     assert (tmp_path / "chart.png").stat().st_size < 300_000
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from scipy import stats
 
 from benchmarks import (
     child,
@@ -24,6 +25,22 @@ from benchmarks import (
 )
 from benchmarks.data_process import FailedError
 from tfrecords.errors import UserError
+
+
+@pytest.mark.parametrize(("count", "left_out"), [(1, 0), (5, 0), (7, 0), (8, 0), (9, 1), (30, 9)])
+def test_the_interval_of_a_median_is_that_of_the_sign_test(count: int, left_out: int) -> None:
+    """The k that tables of the sign test have for 5 %, against SciPy's binomial distribution."""
+    low, high, confidence = turns.median_interval([float(each) for each in range(count)][::-1])
+    assert (low, high) == (left_out, count - 1 - left_out)
+    assert confidence == pytest.approx(1 - 2 * stats.binom.cdf(left_out, count, 0.5))
+    assert confidence >= 0.95 or left_out == 0
+    assert 1 - 2 * stats.binom.cdf(left_out + 1, count, 0.5) < 0.95
+
+
+def test_a_heading_names_day_commit_and_command() -> None:
+    heading = machine.heading("benchmarks.x")
+    assert set(heading) == {"date", "commit", "command"}
+    assert heading["commit"] == machine.commit()
 
 
 @pytest.mark.parametrize("count", range(1, 13))

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import page_sections, page_tables, update_contenders, update_step
 from benchmarks.update_contenders import FLOOR
-from benchmarks.update_step_report import REFERENCE, Measured, chart, rows
+from benchmarks.update_step_report import REFERENCE, Measured, chart, drifts, rows, table
 from tfrecords.errors import UserError
 
 # Pretends to update: each time takes longer by a second, of the optimizer's own.
@@ -145,6 +145,30 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert (other["best_over_lans"], other["all_ms"]) == (2.0, [2000.0, 12000.0, 2000.0])
     shown = chart({"groups": [found], "model": "m", "processor": "p", "not_measured": {}}).axes[0]
     assert [bar.get_width() for bar in shown.patches] == [2.0, 1.0]
+    # Of 1, 3 and 2 the quartiles are 1.5 and 2.5.
+    (whiskers,) = [each for each in shown.containers if hasattr(each, "has_xerr")]
+    (segments,) = whiskers.lines[2]
+    assert [part[:, 0].tolist() for part in segments.get_segments()] == [[1.5, 2.5], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize(("last", "is_told"), [(1.19, False), (1.25, True), (0.75, True)])
+def test_a_group_in_which_the_machine_changed_speed_is_told(last: float, is_told: bool) -> None:
+    steady, changed = ([1.0, 1.0, 5.0, 1.0, 1.0, 1.0], [1.0, 1.0, 5.0, 1.0, last, last])
+    groups = [
+        rows({FLOOR: measured(*each), REFERENCE: measured(*each), "other": measured(*each)}, 1)
+        for each in (steady, changed)
+    ]
+    assert [each.partition(":")[0] for each in drifts(groups)] == ["Group 2"] * is_told
+    figures: dict[str, Any] = {
+        **dict.fromkeys(("processor", "date", "command", "model", "blocks"), "some"),
+        **dict.fromkeys(("versions", "peers", "not_measured"), {}),
+        **dict.fromkeys(("parameters", "rounds"), 6),
+        "groups": [groups[1]],
+    }
+    assert ("are to be measured again" in table(figures)) == is_told
+    names = [label.get_text() for label in chart(figures).axes[0].get_yticklabels()]
+    assert ("other *" in names) == is_told and REFERENCE in names
+    assert ("1, drifted" in page_tables.update_step(figures)[1]) == is_told
 
 
 def test_nothing_to_hold_against_is_refused() -> None:

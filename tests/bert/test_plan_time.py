@@ -44,6 +44,7 @@ works = st.builds(
     global_batch=st.integers(1, 10**6),
     micro_batch=st.integers(1, 512),
     steps=st.integers(1, 10**5),
+    optimizer=st.sampled_from(list(plan_time.UPDATE_BYTES)),
 )
 
 
@@ -213,10 +214,15 @@ def test_a_step_by_hand() -> None:
         global_batch=1024,
         micro_batch=32,
         steps=10,
+        optimizer="lans",
     )
     step = plan_time.step_time(work, cluster(V100, 16), Assumptions(utilisation=0.5))
     assert step.compute == pytest.approx(64 * 1e12 / (0.5 * 125e12))
-    assert step.update == pytest.approx(1e8 * (28 + 24) / 900e9)
+    assert step.update == pytest.approx(1e8 * (48 + 24) / 900e9)
+    for optimizer, moved in (("lamb", 40), ("adamw", 28)):
+        other = dataclasses.replace(work, optimizer=optimizer, micro_batch=64)
+        seconds = plan_time.step_time(other, cluster(V100, 16), Assumptions()).update
+        assert seconds == pytest.approx(1e8 * moved / 900e9), optimizer
     assert step.all_reduce == pytest.approx(30 / 16 * 4e8 / 12.5e9 + 30 * 5e-6)
     assert step.input == pytest.approx(1024 * 128 / (2 * 20e6))
     assert step.total == pytest.approx(step.compute + step.update + step.all_reduce)
@@ -244,6 +250,7 @@ def test_what_binds_is_named(changes, limit) -> None:
         global_batch=65_536,
         micro_batch=64,
         steps=1,
+        optimizer="lamb",
     )
     work = dataclasses.replace(work, **changes)
     assert plan_time.step_time(work, cluster(V100, 64), Assumptions()).limit == limit
