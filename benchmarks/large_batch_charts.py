@@ -138,9 +138,11 @@ def loss_by_batch(study: Study, found: Sequence[Place], frequencies: float | Non
             label=name,
             **_style(name),
         )
-        open_ = [place for place in group if not place.is_tuned or large_batch_report.edge(place)]
+        hollow = [place for place in group if not place.is_tuned or large_batch_report.edge(place)]
         style = {**_style(name), "linestyle": "", "markerfacecolor": "white", "zorder": 3}
-        axes.plot([place.batch for place in open_], [place.loss for place in open_], **style)
+        axes.plot([place.batch for place in hollow], [place.loss for place in hollow], **style)
+    style = {"color": "0.4", "linestyle": "", "marker": "o", "markerfacecolor": "white"}
+    axes.plot([], [], label="hollow: better may lie beyond the rates tried", **style)
     _lost(axes, found)
     _frequencies(axes, frequencies)
     _finish(axes, "batch", "held-out masked-LM loss")
