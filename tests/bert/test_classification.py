@@ -21,10 +21,12 @@ from official_bert import (
     finetune_plan,
     guard,
     interruption,
+    metrics_log,
     preflight,
     starting_point,
 )
 from official_bert.classification_input import Labelled
+from tests.bert.half_precision import assert_same_norms
 from tests.bert.test_classification_rows import rows_of
 from tests.bert.test_glue import write
 from tests.bert.tiny_squad import ENCODER, VOCABULARY, make_folder
@@ -224,19 +226,23 @@ def test_lengths_groups_and_replicas_change_nothing(folder: pathlib.Path) -> Non
 
 
 def test_float16_scales_its_loss(folder: pathlib.Path) -> None:
-    arguments = command_line(
-        folder, "float16", *from_scratch(folder), "--train_steps=3",
-        "--mixed_precision_dtype=float16",
-    )  # fmt: skip
-    assert finetune.main(arguments) == 0
+    """And takes the scale out again: the gradients have the norms that they have in float32."""
+    rows = []
+    for name in ("float32", "float16"):
+        arguments = command_line(
+            folder, name, *from_scratch(folder), "--train_steps=3",
+            f"--mixed_precision_dtype={name}",
+        )  # fmt: skip
+        assert finetune.main(arguments) == 0
+        rows.append(metrics_log.read(folder / name / metrics_log.METRICS))
     saved = tf.train.load_checkpoint(str(folder / "float16" / "ckpt-3"))
     found = {
         name: float(saved.get_tensor(f"loss_scale/{name}/.ATTRIBUTES/VARIABLE_VALUE"))
         for name in ("value", "good_steps")
     }
-    skipped = json.loads((folder / "float16" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert skipped["skipped_steps"] == 0 and found == {"value": 2.0**15, "good_steps": 3}
+    assert rows[1][-1]["skipped_steps"] == 0 and found == {"value": 2.0**15, "good_steps": 3}
     assert np.isfinite(losses(folder / "float16")).all()
+    assert_same_norms(rows[1][0], rows[0][0], "float16")
 
 
 def test_outputs_that_are_not_finite_are_divergence(tmp_path: pathlib.Path) -> None:

@@ -2,10 +2,14 @@
 
 import pathlib
 import shutil
+from fractions import Fraction
+from unittest import mock
 
 import pytest
 import tensorflow as tf
 import tf_keras
+from hypothesis import given
+from hypothesis import strategies as st
 
 from official_bert import (
     configuration,
@@ -22,6 +26,7 @@ from official_bert.global_batch import StepSettings
 from official_bert.input import TOKENIZER_CONFIG, kept_casing
 from official_bert.loss_scaling import INITIAL, LossScale
 from tests.bert import pretrained_runs
+from tests.bert.half_precision import assert_same_norms
 from tfrecords.errors import UserError
 
 START = "task.init_checkpoint"
@@ -84,6 +89,60 @@ def test_how_a_step_is_carried_out_is_written_down(tmp_path, tiny) -> None:
     assert found == {
         "runtime.distribution_strategy": "mirrored", "runtime.deterministic_ops": False
     }  # fmt: skip
+
+
+PHASES = (
+    st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 6))
+    .filter(any)
+    .map(lambda lengths: (lengths[0], lengths[1], sum(lengths)))
+)
+
+
+def rates(phases: tuple[int, int, int], steps: int) -> list[Fraction]:
+    """Equation (9) of arXiv 2006.13484, of a peak of 1, exactly."""
+    warmup, constant, total = phases
+    decay = total - warmup - constant
+    return [
+        Fraction(step, warmup) if step <= warmup
+        else Fraction(1) if step <= warmup + constant
+        else Fraction(max(total - step, 0), max(decay, 1))
+        for step in range(1, steps + 1)
+    ]  # fmt: skip
+
+
+def with_phases(params, phases: tuple[int, int, int]):
+    names = ("warmup_steps", "constant_steps", "total_steps")
+    config = params.trainer.optimizer_config
+    fields = dict(zip(names, phases, strict=True))
+    schedule = config.learning_rate.warmup_constant_decay.replace(**fields)
+    rate = config.learning_rate.replace(warmup_constant_decay=schedule)
+    config = config.replace(learning_rate=rate)
+    return params.replace(
+        trainer=params.trainer.replace(optimizer_config=config, train_steps=phases[2])
+    )
+
+
+@given(old=PHASES, other=PHASES, longer=st.none() | st.integers(1, 4), data=st.data())
+def test_a_schedule_may_change_as_long_as_no_step_had_another_rate(
+    tiny, old, other, longer: int | None, data
+) -> None:
+    """Any two, and often the second with a longer plateau than the first."""
+    new = other if longer is None else (old[0], old[1] + longer, old[2] + longer)
+    done = data.draw(st.integers(0, old[2]))
+    saved = with_phases(tiny(), old).as_dict()
+    params = with_phases(tiny(), new)
+    change = continuation.Change(field="constant_steps", was=old[1], now=new[1])
+    before, after = rates(old, done), rates(new, done)
+    with (
+        mock.patch.object(continuation, "_steps_done", lambda model_dir: done),
+        mock.patch.object(configuration, "read_saved", lambda model_dir: saved),
+    ):
+        if before == after:
+            continuation._check_rates_used(params, "run", change)
+            return
+        first = 1 + next(i for i in range(done) if before[i] != after[i])
+        with pytest.raises(UserError, match=f"gives step {first}, of {done} done, the learning"):
+            continuation._check_rates_used(params, "run", change)
 
 
 def contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
@@ -180,30 +239,37 @@ def test_a_finetuned_runs_casing_is_read_from_its_config(pretrained_run, tmp_pat
 
 
 def test_a_run_may_become_float16(tmp_path, tiny) -> None:
-    """With a loss scale that begins anew."""
+    """With a loss scale that begins anew, and gradients as large as those of float32."""
     policy = tf_keras.mixed_precision.global_policy()
-    length = "trainer__optimizer_config__learning_rate__warmup_constant_decay__total_steps"
-    precisions = ("float32", "float16")
+    schedule = "trainer__optimizer_config__learning_rate__warmup_constant_decay__"
+
+    def run(folder: str, steps: int, precision: str) -> None:
+        params = tiny(
+            trainer__train_steps=steps,
+            trainer__steps_per_loop=1,
+            # The second gradient of the whole batch would overflow.
+            task__micro_batch_size=8,
+            runtime__mixed_precision_dtype=precision,
+            **{f"{schedule}total_steps": 4, f"{schedule}peak_learning_rate": 0.005},
+        )
+        runner.run(params, str(tmp_path / folder), "train")
+
     try:
-        for steps, precision in enumerate(precisions, start=1):
-            params = tiny(
-                trainer__train_steps=steps,
-                trainer__steps_per_loop=1,
-                runtime__mixed_precision_dtype=precision,
-                **{length: 4},
-            )
-            runner.run(params, str(tmp_path), "train")
+        run("full", 1, "float32")
+        shutil.copytree(tmp_path / "full", tmp_path / "half")
+        run("full", 2, "float32")
+        run("half", 2, "float16")
     finally:
         tf_keras.mixed_precision.set_global_policy(policy)
-    logged = metrics_log.read(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in logged] == [1, 2]
-    rows = metrics_log.read(tmp_path / continuation.CHANGES)
+    full, half = (metrics_log.read(tmp_path / name / "metrics.jsonl") for name in ("full", "half"))
+    assert [row["step"] for row in half] == [1, 2]
+    assert_same_norms(half[1], full[1], "float16", "piece_gradient_norm")
+    rows = metrics_log.read(tmp_path / "half" / continuation.CHANGES)
     changes = [(row["step"], row["field"], row["now"]) for row in rows]
     assert (1, "runtime.mixed_precision_dtype", "float16") in changes
-    saved = tf.train.load_checkpoint(str(tmp_path / "ckpt-2"))
+    saved = tf.train.load_checkpoint(str(tmp_path / "half" / "ckpt-2"))
     scale = saved.get_tensor("loss_scale/value/.ATTRIBUTES/VARIABLE_VALUE")
-    # The one step with it may have overflowed.
-    assert scale == INITIAL / 2 ** logged[-1]["skipped_steps"]
+    assert half[1]["skipped_steps"] == 0 and scale == INITIAL
 
 
 def test_a_fixed_loss_scale_is_the_configs(tmp_path, tiny) -> None:

@@ -298,40 +298,75 @@ def test_the_guard_counts_over_restarts() -> None:
     assert "steps 7 to 9" in message and "b nan, a 1" in message
 
 
-def stopped_on_the_plateau(model_dir, params, monkeypatch) -> int:
-    """Runs until a step on the plateau, as SIGTERM would end it; the step."""
+# The one decays from step 5 on, the other from step 9 on; both have warmed up after step 2.
+SHORT = {"trainer__train_steps": 6, f"{SCHEDULE}constant_steps": 2}
+LONG = {"trainer__train_steps": 10, f"{SCHEDULE}constant_steps": 6}
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory, tiny) -> pathlib.Path:
+    """A run that was as long from the start."""
+    model_dir = tmp_path_factory.mktemp("planned")
+    runner.run(tiny(**LONG), str(model_dir), "train")
+    return model_dir
+
+
+def stop_at(step: int, model_dir: pathlib.Path, params, monkeypatch) -> None:
+    """Runs until a step, as SIGTERM would end it there: the loop after the request is one step."""
     stop = interruption.StopRequest()
-    stop.set()
-    with pytest.raises(interruption.Stopped):
-        runner.run(params, str(model_dir), "train", stop=stop)
-    return metrics_log.read(model_dir / metrics_log.METRICS)[-1]["step"]
+    add_steps = run_files.RunFiles.add_steps
+
+    def then_ask(self, rows, seconds, summary):
+        add_steps(self, rows, seconds, summary)
+        if rows[-1]["step"] == step - 1:
+            stop.set()
+
+    if step == 1:
+        stop.set()
+    with monkeypatch.context() as patch, pytest.raises(interruption.Stopped):
+        patch.setattr(run_files.RunFiles, "add_steps", then_ask)
+        runner.run(params.replace(trainer=params.trainer.replace(steps_per_loop=1)),
+                   str(model_dir), "train", stop=stop)  # fmt: skip
+    assert [row["step"] for row in metrics_log.read(model_dir / metrics_log.METRICS)] == list(
+        range(1, step + 1)
+    )
 
 
-def test_a_run_on_its_plateau_may_be_lengthened(tmp_path, tiny, monkeypatch) -> None:
-    short = {"trainer__train_steps": 6, f"{SCHEDULE}constant_steps": 2}
-    long = {"trainer__train_steps": 10, f"{SCHEDULE}constant_steps": 6}
-    planned, lengthened = tmp_path / "planned", tmp_path / "lengthened"
-    runner.run(tiny(**long), str(planned), "train")
-    assert stopped_on_the_plateau(lengthened, tiny(**short), monkeypatch) == 1
-    runner.run(tiny(**long), str(lengthened), "train")
-    assert (lengthened / "metrics.jsonl").read_text().splitlines()[-1] == (
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_run_on_its_plateau_may_be_lengthened(
+    tmp_path, tiny, planned, monkeypatch, step: int
+) -> None:
+    """Up to the plateau's last step; before it, too. It ends as one that was planned so."""
+    run = tmp_path / "run"
+    stop_at(step, run, tiny(**SHORT), monkeypatch)
+    runner.run(tiny(**LONG), str(run), "train")
+    assert (run / "metrics.jsonl").read_text().splitlines()[-1] == (
         planned / "metrics.jsonl"
     ).read_text().splitlines()[-1]
-    for name, value in tensors(planned).items():
-        assert tensors(lengthened)[name].tobytes() == value.tobytes(), name
-    changes = [json.loads(line) for line in (lengthened / "changes.jsonl").read_text().splitlines()]
+    found, expected = tensors(run), tensors(planned)
+    for name, value in expected.items():
+        assert found[name].tobytes() == value.tobytes(), name
+    changes = [json.loads(line) for line in (run / "changes.jsonl").read_text().splitlines()]
     assert {(row["field"].split(".")[-1], row["was"], row["now"]) for row in changes} == {
         ("constant_steps", 2, 6), ("total_steps", 6, 10), ("train_steps", 6, 10)
     }  # fmt: skip
-    assert {row["step"] for row in changes} == {1}
+    assert {row["step"] for row in changes} == {step}
 
-    # It decays now: step 9 had another rate than a longer plateau would have given it.
+
+def test_a_run_that_decays_may_not_be_lengthened(tmp_path, tiny, planned, monkeypatch) -> None:
+    """Its last step has had another rate than a longer plateau would have given it."""
+    run = tmp_path / "run"
+    stop_at(5, run, tiny(**SHORT), monkeypatch)
+    with pytest.raises(UserError, match="constant_steps was 2, now 6.*gives step 5, of 5 done"):
+        runner.run(tiny(**LONG), str(run), "train")
+    finished = tmp_path / "finished"
+    shutil.copytree(planned, finished)
     with pytest.raises(UserError, match="constant_steps was 6, now 8.*gives step 9"):
         longer = {"trainer__train_steps": 12, f"{SCHEDULE}constant_steps": 8}
-        runner.run(tiny(**longer), str(lengthened), "train")
-    steeper = {**long, f"{SCHEDULE}peak_learning_rate": 0.06}
+        runner.run(tiny(**longer), str(finished), "train")
+    steeper = {**LONG, f"{SCHEDULE}peak_learning_rate": 0.06}
     with pytest.raises(UserError, match="peak_learning_rate was 0.05, now 0.06"):
-        runner.run(tiny(**steeper), str(lengthened), "train")
+        runner.run(tiny(**steeper), str(finished), "train")
 
 
 def test_params_yaml_is_enough_to_rerun(tmp_path, whole) -> None:
@@ -341,13 +376,17 @@ def test_params_yaml_is_enough_to_rerun(tmp_path, whole) -> None:
     assert (again / "params.yaml").read_text() == (whole / "params.yaml").read_text()
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path, with_dropout, whole) -> None:
+def test_two_processes_do_not_train_in_one_folder(
+    tmp_path, with_dropout, whole, monkeypatch
+) -> None:
+    monkeypatch.setattr(run_files, "PATIENCE_SECONDS", 0.1)
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with (
         files.lock(str(run / ".lock")),
-        pytest.raises(UserError, match="another process is at work"),
+        # No mistake of the user's, after which nobody would start it again.
+        pytest.raises(TimeoutError, match=r"another process is at work in .* after 0\.1 seconds"),
     ):
         runner.run(with_dropout(), str(run))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

@@ -1,13 +1,18 @@
 """bfloat16 and float16: loss scaling, and an overflow on one replica of two."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 
-from official_bert import devices, global_batch, metrics_log, runner
+from official_bert import devices, finetune, global_batch, metrics_log, runner
 from official_bert.global_batch import StepSettings
 from official_bert.loss_scaling import INITIAL, LossScale
+from tests.bert import tiny_squad
+from tests.bert.half_precision import assert_same_norms
+from tests.optimizer.harness import two_replicas
 from tf_lans import tf_keras as tf_lans
 
 
@@ -31,9 +36,7 @@ def counts(optimizer) -> tuple[int, int]:
 
 def test_an_overflow_on_one_replica_skips_the_step_on_both() -> None:
     """Replica 1 alone gets a loss whose scaled gradient is infinite; nothing changes on any."""
-    strategy = tf.distribute.MirroredStrategy(
-        ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
-    )
+    strategy = two_replicas()
     with strategy.scope():
         weight = tf.Variable([1.0, 2.0])
         optimizer = tf_lans.LANS(0.1)
@@ -77,40 +80,49 @@ def test_an_overflow_on_one_replica_skips_the_step_on_both() -> None:
     assert counts(optimizer) == (1, 1)
 
 
+@pytest.fixture
+def _policy_kept() -> Iterator[None]:
+    policy = tf_keras.mixed_precision.global_policy()
+    yield
+    tf_keras.mixed_precision.set_global_policy(policy)
+
+
+@pytest.mark.usefixtures("_policy_kept")
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_run_in_half_precision_follows_the_full_one(tmp_path, tiny, precision: str) -> None:
     """Losses agree to what 8 (bfloat16) or 11 bits carry; float16's scale is checkpointed."""
-    policy = tf_keras.mixed_precision.global_policy()
-    try:
-        logs = {}
-        for name in ("float32", precision):
-            params = tiny(
-                runtime__mixed_precision_dtype=name,
-                trainer__optimizer_config__learning_rate__warmup_constant_decay__peak_learning_rate=0.005,
-            )
-            runner.run(params, str(tmp_path / name), "train")
-            logs[name] = metrics_log.read(tmp_path / name / metrics_log.METRICS)
-    finally:
-        tf_keras.mixed_precision.set_global_policy(policy)
+    logs = {}
+    for name in ("float32", precision):
+        params = tiny(
+            task__micro_batch_size=8,
+            runtime__mixed_precision_dtype=name,
+            trainer__optimizer_config__learning_rate__warmup_constant_decay__peak_learning_rate=0.005,
+        )
+        runner.run(params, str(tmp_path / name), "train")
+        logs[name] = metrics_log.read(tmp_path / name / metrics_log.METRICS)
     last, reference = logs[precision][-1], logs["float32"][-1]
     assert last["skipped_steps"] < 3
     assert last["loss"] == pytest.approx(reference["loss"], rel=0.02)
+    assert_same_norms(logs[precision][0], logs["float32"][0], precision, "piece_gradient_norm")
     names = [name for name, _ in tf.train.list_variables(str(tmp_path / precision))]
     assert any("loss_scale" in name for name in names) == (precision == "float16")
 
 
-def test_float16_underflows_without_the_scale() -> None:
-    """A gradient of 1e-9 is zero in float16; scaled by 2^15 it survives."""
-    weight = tf.Variable(1.0)
-
-    def gradient(scale: float) -> float:
-        with tf.GradientTape() as tape:
-            loss = tf.cast(tf.cast(weight, tf.float16) * tf.constant(1.0, tf.float16), tf.float32)
-            loss = loss * 1e-9 * scale
-        return float(tape.gradient(loss, weight)) / scale
-
-    assert gradient(1.0) == 0.0
-    assert gradient(INITIAL) == pytest.approx(1e-9, rel=1e-2)
+@pytest.mark.usefixtures("_policy_kept")
+def test_float16_scales_the_loss_of_answers(tmp_path) -> None:
+    """Of SQuAD, and takes the scale out again."""
+    folder = tiny_squad.make_folder(tmp_path)
+    rows = []
+    for name in ("float32", "float16"):
+        arguments = tiny_squad.command_line(
+            folder, name, f"--config_file={folder / 'small.yaml'}", "--train_steps=1",
+            f"--vocab_file={folder / 'vocab.txt'}", "--micro_batch_size=4",
+            f"--mixed_precision_dtype={name}",
+        )  # fmt: skip
+        assert finetune.main(arguments) == 0
+        rows.append(metrics_log.read(folder / name / metrics_log.METRICS)[0])
+    assert rows[1]["skipped_steps"] == 0
+    assert_same_norms(rows[1], rows[0], "float16")
 
 
 def test_settings_follow_the_runtime() -> None:

@@ -8,7 +8,15 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from official_bert import disk_space, estimates, preflight, run_checkpoints, run_files, run_folder
+from official_bert import (
+    disk_space,
+    estimates,
+    preflight,
+    run_checkpoints,
+    run_files,
+    run_folder,
+    runner,
+)
 from tfrecords.errors import UserError
 
 SIZE = 1000
@@ -163,3 +171,38 @@ def test_changes_are_written_whole_or_not_at_all(tiny, tmp_path: pathlib.Path) -
     path.write_text(path.read_text() + '{"step": 10, "fi')
     folder._record([first, second])
     assert run_files.metrics_log.read(path) == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("ckpt-5_temp: No space left on device", "no space left on the disk: .*; make room"),
+        (
+            "OOM when allocating tensor",
+            "little memory for the step: OOM .* .task.micro_batch_size",
+        ),
+    ],
+)
+def test_what_a_machine_lacks_is_told_in_a_line(reason: str, words: str) -> None:
+    with pytest.raises(UserError, match=words), runner._user_errors():
+        raise tf.errors.ResourceExhaustedError(None, None, reason)
+
+
+def test_another_error_is_left_as_it_is() -> None:
+    with pytest.raises(tf.errors.InternalError), runner._user_errors():
+        raise tf.errors.InternalError(None, None, "a defect")
+
+
+def test_a_checkpoint_that_does_not_fit_is_told_in_a_line(tmp_path: pathlib.Path) -> None:
+    manager(str(tmp_path), 1).save()
+    wider = tf.Variable([0, 0], dtype=tf.int64)
+    other = run_checkpoints.RunCheckpoints(
+        tf.train.Checkpoint(step=wider),
+        str(tmp_path),
+        max_to_keep=3,
+        global_step=tf.Variable(0, dtype=tf.int64),
+        interval=1,
+        initialize=lambda: None,
+    )
+    with pytest.raises(UserError, match="cannot restore .*ckpt-1: .* one folder for all workers"):
+        other.restore_or_initialize()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import types
 from collections.abc import Callable
 
 import pytest
@@ -123,9 +124,32 @@ def test_its_arguments_are_weights_moments_and_batch(report: tpu_ready.Report) -
 
 
 def test_it_computes_compiled_what_it_computes_plain(report: tpu_ready.Report) -> None:
+    """Up to the order of float32 sums, which rounds to 6e-8.
+
+    The logs are sums over a thousand or so terms, which come apart by sqrt(1000) 6e-8 = 2e-6; five
+    times that is allowed. So do gradients, but LANS divides each element by its own size: where an
+    element's gradient is a share t of what is typical, its step comes apart by 2e-6 / t, and by no
+    more than all of it. Over all t the root mean square is sqrt(2 * 2e-6) = 2e-3; again five times
+    that.
+    """
     assert report.difference is not None
-    assert report.difference.logs < tpu_ready.LOGS_TOLERANCE
-    assert report.difference.weights < tpu_ready.WEIGHTS_TOLERANCE
+    assert report.difference.logs < 1e-5
+    assert report.difference.weights < 1e-2
+
+
+def test_too_large_a_difference_is_a_problem(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def problems(logs: float, weights: float, programs: int = 1) -> list[str]:
+        found = tpu_program.Difference(logs=logs, weights=weights, block="w")
+        monkeypatch.setattr(tpu_program, "compiled_against_plain", lambda _: found)
+        clusters = types.SimpleNamespace(programs=programs)
+        monkeypatch.setattr(tpu_program, "traced_by_tpu_strategy", lambda _: clusters)
+        return tpu_ready._run(tiny())[1]
+
+    assert problems(9e-6, 9e-3) == []
+    for logs, weights in ((1.1e-5, 0.0), (0.0, 1.1e-2)):
+        (problem,) = problems(logs, weights)
+        assert problem.startswith("compiled and plain steps differ: ")
+    assert problems(0.0, 0.0, programs=2) == ["TPUStrategy makes 2 programs of a step; expected 1"]
 
 
 def test_the_report_says_all_of_it(report: tpu_ready.Report) -> None:
@@ -171,6 +195,52 @@ def test_the_compilers_answer_and_its_failures(tmp_path: pathlib.Path) -> None:
         tpu_ready.compile_for_tpu(b"", "v5e:2x4", failing)
     with pytest.raises(UserError, match="No such file"):
         tpu_ready.compile_for_tpu(b"", "v5e:2x4", str(tmp_path / "absent"))
+
+
+def small(tiny_arguments: tuple[str, str], *overrides: str) -> list[str]:
+    config_file, data = tiny_arguments
+    layers = "task.model.encoder.bert.num_layers=1"
+    text = ",".join([data, layers, *overrides])
+    return [f"--config_file={config_file}", f"--params_override={text}"]
+
+
+def test_the_command_on_a_sound_recipe(
+    tiny_arguments: tuple[str, str], capfd: pytest.CaptureFixture
+) -> None:
+    assert tpu_ready.main([*small(tiny_arguments), "--num_replicas=4"]) == 0
+    head, *rest = capfd.readouterr().out.splitlines()
+    assert head == "tiny.yaml: 4 cores, 8 examples a step on each, 8 at a time"
+    assert rest[-1].split() == ["problems", "none"]
+    assert any(line.split()[:3] == ["TPUStrategy", "1", "program"] for line in rest)
+
+
+def test_the_command_fails_where_the_compiler_refuses(
+    tmp_path: pathlib.Path, tiny_arguments: tuple[str, str], capfd: pytest.CaptureFixture
+) -> None:
+    answer = json.dumps({"error": "out of memory", "core": "TPU v5 lite"})
+    noted = tmp_path / "arguments"
+    compiler = fake_compiler(
+        tmp_path,
+        f"pathlib.Path({str(noted)!r}).write_text(' '.join(sys.argv[1:]))\n"
+        "result = sys.argv[-1].removeprefix('--output=')\n"
+        f"pathlib.Path(result).write_text({answer!r})",
+    )
+    recipe = small(tiny_arguments, "runtime.distribution_strategy=tpu")
+    assert tpu_ready.main([*recipe, "--num_replicas=8", f"--compiler={compiler}"]) == 2
+    said = capfd.readouterr()
+    assert "PROBLEM       the TPU's compiler: out of memory" in said.out.splitlines()[-1]
+    (error,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert error == f"error: not ready for TPUs: {tiny_arguments[0]}; the report says why"
+    assert "--topology=v5e:2x4" in noted.read_text().split()
+
+
+def test_the_command_names_the_slices_there_are(
+    tiny_arguments: tuple[str, str], capfd: pytest.CaptureFixture
+) -> None:
+    arguments = [*small(tiny_arguments), "--num_replicas=2", "--compiler=python"]
+    assert tpu_ready.main(arguments) == 2
+    (error,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert error == "error: --num_replicas is 2; v5e has slices of 4, 8, 16, 32, 64, 128, 256"
 
 
 @pytest.mark.parametrize("phase", [1, 2])

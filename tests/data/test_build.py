@@ -4,17 +4,14 @@ import hashlib
 import itertools
 import json
 import pathlib
-import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.data.conftest import NUM_SHARDS, SEQ_LENGTHS, build_arguments, write_corpus
-from tfrecords import Manifest, UserError, build, stages, vocabulary
+from tests.data.conftest import NUM_SHARDS, SEQ_LENGTHS, build_arguments
+from tfrecords import Manifest, UserError, build, vocabulary
 from tfrecords.vocabulary import Vocabulary
 
 
@@ -110,20 +107,56 @@ def test_examples(shards: pathlib.Path, vocab_file: pathlib.Path) -> None:
     assert documents["eval"].isdisjoint(documents["train"])
 
 
-def test_shards_are_shuffled_globally(shards: pathlib.Path) -> None:
-    # Were shards runs of the corpus, a shard would see few of the 120 documents' names.
-    ids = [
-        {tuple(row["input_word_ids"][:6]) for row in rows}
-        for rows in examples(shards, "train", SEQ_LENGTHS[0])
-    ]
-    manifest = Manifest.load(shards)
-    random = manifest.sequences[SEQ_LENGTHS[0]].splits["train"].random_next
-    labels = [
-        [int(row["next_sentence_labels"][0]) for row in rows]
-        for rows in examples(shards, "train", SEQ_LENGTHS[0])
-    ]
-    assert sum(map(sum, labels)) == random
-    assert all(len(found) > 50 for found in ids)
+def letters_of_documents(corpus_dir: pathlib.Path) -> list[str]:
+    """Each document without its white space, in the order of the corpus."""
+    paths = (corpus_dir / "a" / "one.txt", corpus_dir / "two.txt")
+    texts = [path.read_text(encoding="utf-8-sig").split("\n\n") for path in paths]
+    return ["".join(text.split()) for text in itertools.chain.from_iterable(texts)]
+
+
+def letters_of_first_segment(row: dict[str, np.ndarray], tokens: tuple[str, ...]) -> str:
+    ids = row["input_word_ids"].copy()
+    count = int(row["masked_lm_weights"].sum())
+    ids[row["masked_lm_positions"][:count]] = row["masked_lm_ids"][:count]
+    end = int((row["input_mask"] - row["input_type_ids"]).sum()) - 1
+    return "".join(tokens[token].removeprefix("##") for token in ids[1:end])
+
+
+def test_shards_are_shuffled_globally(
+    corpus_dir: pathlib.Path, shards: pathlib.Path, vocab_file: pathlib.Path
+) -> None:
+    """Every shard holds rows of nearly all documents, in an order that the corpus does not give.
+
+    Of N rows in a random order the correlation of a row's document with its place, or with the
+    next row's document, has a standard deviation of 1 / sqrt(N) or so, whatever the documents are.
+    """
+    tokens = Vocabulary.load(vocab_file).tokens
+    texts = letters_of_documents(corpus_dir)
+    found = []
+    for rows in examples(shards, "train", SEQ_LENGTHS[0]):
+        segments = [letters_of_first_segment(row, tokens) for row in rows]
+        # A few letters occur in many documents.
+        holders = [[n for n, text in enumerate(texts) if each in text] for each in segments]
+        found.append([each[0] for each in holders if len(each) == 1])
+        assert all(holders) and len(found[-1]) > 0.8 * len(rows)
+    whole = list(itertools.chain.from_iterable(found))
+    documents = set(whole)
+    assert len(documents) == Manifest.load(shards).documents["train"]
+    for numbers in (*found, whole):
+        assert len(set(numbers)) > 0.8 * len(documents)
+        with_place = np.corrcoef(numbers, np.arange(len(numbers)))[0, 1]
+        with_next = np.corrcoef(numbers[:-1], numbers[1:])[0, 1]
+        assert max(abs(with_place), abs(with_next)) < 5 / np.sqrt(len(numbers))
+
+
+def test_random_next_segments_are_counted(shards: pathlib.Path) -> None:
+    for length, split in itertools.product(SEQ_LENGTHS, ("train", "eval")):
+        labels = [
+            int(row["next_sentence_labels"][0])
+            for row in itertools.chain.from_iterable(examples(shards, split, length))
+        ]
+        counted = Manifest.load(shards).sequences[length].splits[split].random_next
+        assert sum(labels) == counted > 0
 
 
 @pytest.mark.parametrize("num_processes", [2])
@@ -156,216 +189,6 @@ def test_bytes_do_not_depend_on_how_the_work_is_cut(
     assert contents(tmp_path / "again") == contents(shards)
 
 
-KILLED = """
-import os, signal, sys
-import tensorflow as tf
-from tfrecords import build
-rename, name, left = tf.io.gfile.rename, sys.argv[1], [int(sys.argv[2])]
-def rename_or_die(source, target, overwrite):
-    left[0] -= name in target
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    rename(source, target, overwrite)
-tf.io.gfile.rename = rename_or_die
-sys.exit(build.main(sys.argv[3:]))
-"""
-
-
-def test_a_killed_build_resumes(
-    corpus_dir: pathlib.Path,
-    vocab_file: pathlib.Path,
-    shards: pathlib.Path,
-    tmp_path: pathlib.Path,
-) -> None:
-    folder = tmp_path / "again"
-    arguments = build_arguments(corpus_dir, vocab_file, folder)
-    # A file appears with a rename; the process dies just before one.
-    for name, count in (("/pairs/", 3), ("train-seq64-00001", 1)):
-        killed = subprocess.run(
-            [sys.executable, "-c", KILLED, name, str(count), *arguments], capture_output=True
-        )
-        assert killed.returncode == -9, killed.stderr.decode()
-        assert (folder / stages.WORK).is_dir()
-        assert not (folder / "manifest.json").exists()
-    finished = {path: path.stat().st_mtime_ns for path in folder.glob("*.tfrecord")}
-    assert len(finished) == 2 * NUM_SHARDS + 1
-    # One of the finished shards is damaged meanwhile; the others are kept.
-    damaged = min(finished)
-    damaged.write_bytes(b"not this")
-    assert build.main(arguments) == 0
-    assert contents(folder) == contents(shards)
-    kept = [path for path, time in finished.items() if path.stat().st_mtime_ns == time]
-    assert set(kept) == set(finished) - {damaged}
-
-
-def test_workers_end_with_a_killed_parent(
-    corpus_dir: pathlib.Path, vocab_file: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    arguments = build_arguments(corpus_dir, vocab_file, tmp_path / "shards")
-    # Reading their common output comes to its end once the last of them is gone.
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, "documents.json", "1", *arguments, "--num_processes=2"],
-        capture_output=True,
-        timeout=120,
-    )
-    assert killed.returncode == -9, killed.stderr.decode()
-    assert build.main([*arguments, "--num_processes=2"]) == 0
-    assert contents(tmp_path / "shards") == contents(shards)
-
-
-class Stopped(BaseException):
-    """Stands for a process's end, at more moments than there is time to start processes for."""
-
-
-def test_a_build_stopped_again_and_again(
-    corpus_dir: pathlib.Path,
-    vocab_file: pathlib.Path,
-    shards: pathlib.Path,
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = tmp_path / "again"
-    arguments = build_arguments(corpus_dir, vocab_file, folder)
-    rename = tf.io.gfile.rename
-    left = 0
-
-    def rename_or_stop(source: str, target: str, overwrite: bool) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise Stopped
-        rename(source, target, overwrite)
-
-    monkeypatch.setattr(tf.io.gfile, "rename", rename_or_stop)
-    stops = 0
-    while True:
-        left = 4 + stops % 5
-        try:
-            assert build.main(arguments) == 0
-        except Stopped:
-            stops += 1
-            continue
-        break
-    assert stops > 5
-    assert contents(folder) == contents(shards)
-
-
-def test_a_finished_build_is_left_alone_and_a_damaged_one_mended(
-    corpus_dir: pathlib.Path, vocab_file: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    folder = tmp_path / "shards"
-    arguments = build_arguments(corpus_dir, vocab_file, folder)
-    assert build.main(arguments) == 0
-    before = contents(folder)
-    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert build.main(arguments) == 0
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
-    victim = next(folder.glob("train-*"))
-    victim.unlink()
-    assert build.main(arguments) == 0
-    assert contents(folder) == before
-    (folder / "vocab.txt").write_text("[PAD]\n")
-    assert build.main(arguments) == 0
-    assert contents(folder) == before
-
-
-def test_a_removal_of_intermediate_files_that_was_killed(
-    corpus_dir: pathlib.Path,
-    vocab_file: pathlib.Path,
-    shards: pathlib.Path,
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = tmp_path / "again"
-    arguments = build_arguments(corpus_dir, vocab_file, folder)
-    rmtree = tf.io.gfile.rmtree
-
-    def rmtree_or_stop(path: str) -> None:
-        if path.endswith(stages.WORK):
-            for part in ("shuffled", "plan.json"):
-                victim = pathlib.Path(path) / part
-                if victim.is_dir():
-                    shutil.rmtree(victim)
-                victim.unlink(missing_ok=True)
-            raise Stopped
-        rmtree(path)
-
-    # The text is too short for so many shards, which is noticed when much is on disk.
-    monkeypatch.setattr(tf.io.gfile, "rmtree", rmtree_or_stop)
-    with pytest.raises(Stopped):
-        build.main([*arguments, "--num_shards=90000", "--seed=8"])
-    # Nothing of that build may find its way into another one.
-    monkeypatch.undo()
-    assert build.main(arguments) == 0
-    assert contents(folder) == contents(shards)
-
-    victim = next(folder.glob("train-*"))
-    victim.unlink()
-    monkeypatch.setattr(tf.io.gfile, "rmtree", rmtree_or_stop)
-    with pytest.raises(Stopped):
-        build.main(arguments)
-    monkeypatch.undo()
-    assert build.main(arguments) == 0
-    assert contents(folder) == contents(shards)
-    assert not (folder / stages.WORK).exists()
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        victim.unlink()
-        patch.setattr(tf.io.gfile, "rmtree", rmtree_or_stop)
-        build.main(arguments)
-    victim.unlink()
-    assert build.main(arguments) == 0
-    assert contents(folder) == contents(shards)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("--seed=8", "holds a build with seed 7 there and 8 here"),
-        ("--num_shards=2", "num_shards 4 there and 2 here"),
-        ("--nolower_case", "lower_case True there and False here"),
-        ("--seq_lengths=32", r"seq_lengths \[32, 64\] there and \[32\] here"),
-    ],
-)
-def test_another_build_is_refused(
-    corpus_dir: pathlib.Path,
-    vocab_file: pathlib.Path,
-    shards: pathlib.Path,
-    capsys: pytest.CaptureFixture,
-    change: str,
-    message: str,
-) -> None:
-    before = contents(shards)
-    assert build.main([*build_arguments(corpus_dir, vocab_file, shards), change]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert re.search(message, error)
-    assert contents(shards) == before
-
-
-def test_other_text_is_refused(
-    vocab_file: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    write_corpus(tmp_path / "other", 30, seed=2)
-    before = contents(shards)
-    assert build.main(build_arguments(tmp_path / "other", vocab_file, shards)) == 2
-    assert contents(shards) == before
-
-
-@pytest.mark.parametrize("name", ["x.tfrecord", "x.tfrecord.gz"])
-def test_foreign_shards_are_refused(
-    corpus_dir: pathlib.Path,
-    vocab_file: pathlib.Path,
-    tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture,
-    name: str,
-) -> None:
-    (tmp_path / name).write_text("someone's")
-    assert build.main(build_arguments(corpus_dir, vocab_file, tmp_path)) == 2
-    assert f"1 TFRecord files without a manifest.json, such as {name}" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
 def test_what_is_written_below_the_text_is_not_read(
     corpus_dir: pathlib.Path, vocab_file: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -376,18 +199,6 @@ def test_what_is_written_below_the_text_is_not_read(
     before = contents(folder)
     assert build.main(flags) == 0
     assert contents(folder) == before
-
-
-def test_text_in_the_folder_that_is_written_to(
-    corpus_dir: pathlib.Path,
-    vocab_file: pathlib.Path,
-    tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    shutil.copytree(corpus_dir, tmp_path, dirs_exist_ok=True)
-    flags = [*build_arguments(corpus_dir, vocab_file, tmp_path), f"--input={tmp_path}"]
-    assert build.main(flags) == 2
-    assert "and what is written a folder of its own" in capsys.readouterr().err
 
 
 def test_the_vocabulary_beside_the_text_is_no_text(
@@ -404,92 +215,6 @@ def test_the_vocabulary_beside_the_text_is_no_text(
     arguments = [f"--input={folder / '*.txt'},{folder / 'a'}", "--vocab_size=250"]
     assert vocabulary.main([*arguments, f"--output={folder / 'vocab.txt'}"]) == 0
     assert (folder / "vocab.txt").read_bytes() == before
-
-
-def test_a_file_system_that_is_not_there_is_one_line(
-    vocab_file: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
-) -> None:
-    flags = build_arguments(tmp_path, vocab_file, tmp_path / "shards")
-    assert build.main([*flags, "--input=nosuch://bucket/text"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and "nosuch" in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (["--input=/nowhere/*.txt"], "--input '/nowhere/*.txt' matches no file; give"),
-        (["--vocab_file=/nowhere/vocab.txt"], "no vocabulary at /nowhere/vocab.txt; train one"),
-        (["--seq_lengths=128,x"], "--seq_lengths has 'x'; expected integers, 16 to 4096"),
-        (["--seq_lengths=8"], "--seq_lengths has '8'; expected integers, 16 to 4096"),
-        (["--seq_lengths=70000"], "--seq_lengths has '70000'; expected integers, 16 to 4096"),
-        (["--max_predictions_per_seq=9,65"], "has '65'; expected integers, 1 to 64"),
-        (["--seq_lengths=32,32"], "give each length once"),
-        (["--max_predictions_per_seq=5"], "has 1 numbers for 2 --seq_lengths"),
-        (["--dupe_factor=0"], "dupe_factor"),
-        (["--num_shards=many"], "num_shards"),
-        (["--records=parquet"], "records"),
-        (
-            ["--masked_lm_prob=1.5"],
-            "--masked_lm_prob is 1.5; expected a number above 0 and up to 1",
-        ),
-        (["--masked_lm_prob=0"], "--masked_lm_prob is 0.0; expected a number above 0"),
-        (["--masked_lm_prob=nan"], "--masked_lm_prob is nan; expected a number above 0"),
-        (["--eval_fraction=nan"], "--eval_fraction is nan; expected a number from 0 to below 1"),
-        (["--eval_fraction=1"], "--eval_fraction is 1.0; expected a number from 0 to below 1"),
-        (["--short_seq_prob=-1"], "--short_seq_prob is -1.0; expected a number from 0 to 1"),
-        ([f"--seed={1 << 63}"], "seed"),
-        (["--nonsense=1"], "nonsense"),
-        (["stray"], "unexpected argument 'stray'"),
-        (["--num_shards=90000"], "fewer than --num_shards 90000; give more text or fewer shards"),
-        (["--eval_fraction=0.00001"], "holds out nothing of 120 documents; give a larger one"),
-    ],
-)
-def test_bad_input_is_one_line(
-    corpus_dir: pathlib.Path,
-    vocab_file: pathlib.Path,
-    tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture,
-    changes: list[str],
-    message: str,
-) -> None:
-    folder = tmp_path / "shards"
-    assert build.main([*build_arguments(corpus_dir, vocab_file, folder), *changes]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert message in error
-    assert not folder.exists()
-
-
-def test_refusals_change_nothing_on_disk(
-    corpus_dir: pathlib.Path,
-    vocab_file: pathlib.Path,
-    tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    (tmp_path / "empty").mkdir()
-    too_many = "--num_shards=90000"
-    assert build.main([*build_arguments(corpus_dir, vocab_file, tmp_path / "empty"), too_many]) == 2
-    (tmp_path / "file").write_text("kept")
-    below = build_arguments(corpus_dir, vocab_file, tmp_path / "file" / "shards")
-    capsys.readouterr()
-    assert build.main(below) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: cannot make the folder {tmp_path}/file/shards")
-    assert error.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file"]
-    assert (tmp_path / "file").read_text() == "kept"
-
-
-def test_an_empty_corpus_is_refused(
-    vocab_file: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
-) -> None:
-    (tmp_path / "empty.txt").write_text(" \n\n")
-    arguments = [f"--input={tmp_path}/empty.txt", f"--vocab_file={vocab_file}"]
-    assert build.main([*arguments, f"--output_dir={tmp_path}/shards"]) == 2
-    assert "holds no text (1 files, all blank)" in capsys.readouterr().err
-    assert not (tmp_path / "shards").exists()
 
 
 def test_manifest_checks(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -431,6 +431,27 @@ def test_a_compressed_file_is_decompressed_once(
     assert decompressed == scan.num_bytes
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_text_that_shrinks_while_it_is_read_is_told(
+    tmp_path: pathlib.Path, compressed: bool
+) -> None:
+    """Half a chunk would be other documents than those that were counted."""
+    path = tmp_path / ("text.gz" if compressed else "text")
+    content = b"one\n\ntwo\n\nthree\n"
+
+    def write(text: bytes) -> None:
+        path.write_bytes(gzip.compress(text) if compressed else text)
+
+    write(content)
+    chunks = corpus.scan(text_file(path), PLAIN, 1).chunks
+    assert len(chunks) == 3
+    write(content[:-1])
+    with corpus.Reader(PLAIN) as reader:
+        assert [reader.documents(chunk) for chunk in chunks[:2]] == [[["one"]], [["two"]]]
+        with pytest.raises(UserError, match=f"{path} is shorter than it was when it was scanned"):
+            reader.documents(chunks[2])
+
+
 def test_keys_do_not_depend_on_the_file_system(tmp_path: pathlib.Path) -> None:
     for name in ("a/1.txt", "a/2.txt", "b.txt"):
         for root in (f"ram://keys{tmp_path}", str(tmp_path)):

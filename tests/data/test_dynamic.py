@@ -198,3 +198,24 @@ def test_the_bytes_of_a_record(vocab_size: int, dtype: str) -> None:
         [0xFFFF, 2, 3, 4, 1, 1, 2, 10, 3, 11, 12, 3],
         [7, 0, 0, 0, 3, 0, 2, vocab_size - 1, 20, 21, 3],
     ]
+
+
+def test_rows_of_a_vocabulary_beyond_16_bits_are_read_back(
+    corpus_dir: pathlib.Path, vocab_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Words of dynamic records are int32 then; the rows are again those of stored ones."""
+    tokens = vocab_file.read_text().splitlines()
+    filling = [f"filling{number}" for number in range(1 << 16)]
+    large = tmp_path / "vocab.txt"
+    large.write_text("\n".join([*tokens[:5], *filling, *tokens[5:]]) + "\n")
+    rows = []
+    for records in schema.RECORDS:
+        arguments = build_arguments(corpus_dir, large, tmp_path / records)
+        more = [f"--records={records}", f"--seq_lengths={LENGTH}", "--dupe_factor=1"]
+        assert build.main([*arguments, *more]) == 0
+        rows.append(one_pass(tmp_path / records))
+    words = [unmasked(each) for each in rows]
+    np.testing.assert_array_equal(*words)
+    assert words[0].max() > 1 << 16
+    for name in (schema.INPUT_MASK, schema.INPUT_TYPE_IDS, schema.NEXT_SENTENCE_LABELS):
+        np.testing.assert_array_equal(*(each[name] for each in rows))

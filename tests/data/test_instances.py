@@ -137,14 +137,22 @@ def test_every_sentence_is_used() -> None:
 
 
 def test_next_sentence_rates() -> None:
-    # A pair is random with probability 1/2, or certainly where a chunk is one sentence. Counted
-    # only where there is a choice: n > 1000 coins, five standard deviations.
-    pairs = [pair for d in range(20) for pair in cut(make_documents(60, seed=2, longest=9), d)]
-    several = [
-        random_next for first, second, random_next in pairs if len(first) + len(second) >= 40
-    ]
-    assert len(several) > 1000
-    assert abs(np.mean(several) - 0.5) < 5 * 0.5 / np.sqrt(len(several)) + 0.03
+    """B is random with probability 1/2, or certainly where a chunk is one sentence.
+
+    No sentence here fills a row, so that such a chunk is a document's last sentence. Where there
+    are more, A leaves the last one to B: that A begins with it tells the two cases apart. The
+    share of n fair coins has a standard deviation of 0.5 / sqrt(n).
+    """
+    documents = make_documents(60, seed=2, longest=9)
+    counts = documents.sentence_counts
+    pairs = [pair for d in range(100) for pair in cut(documents, d, short_seq_prob=0.0)]
+    coins, certain = [], []
+    for first, _, random_next in pairs:
+        owner, sentence = first[0] >> _SENTENCE_BITS, first[0] & ((1 << _SENTENCE_BITS) - 1)
+        (certain if sentence == counts[owner] - 1 else coins).append(random_next)
+    assert len(certain) > 100 and all(certain)
+    assert len(coins) > 10_000
+    assert abs(np.mean(coins) - 0.5) < 5 * 0.5 / np.sqrt(len(coins))
 
 
 def test_partners_are_uniform_over_other_documents() -> None:

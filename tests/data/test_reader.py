@@ -15,6 +15,7 @@ import tensorflow as tf
 import tfrecords
 from tests.data import model_garden
 from tests.data.conftest import NUM_SHARDS
+from tests.optimizer.harness import two_replicas
 from tfrecords import UserError, reader
 
 LENGTH = 32
@@ -261,14 +262,26 @@ def test_damage_is_named(copy: pathlib.Path, place: int) -> None:
 
 
 def test_damage_is_skipped_within_the_budget(
-    copy: pathlib.Path, shards: pathlib.Path, capfd: pytest.CaptureFixture
+    copy: pathlib.Path, shards: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Each loss is told once a pass, with what is left of the budget."""
+
+    def told() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return lines
+
     path = first_shard(copy)
     for record in (3, 0):
         damage_record(path, record, 50)
     options = {"seq_length": LENGTH, "global_batch_size": 8, "on_corrupt": "skip"}
     once = tfrecords.read(copy, training=False, corrupt_budget=2, **options)
     rows = fingerprints(once)
+    first, second = told()
+    assert first.startswith(f"{path}: record 0 at byte offset 0 is damaged, ")
+    assert first.endswith("; skipped, 1 of at most 2")
+    assert second.startswith(f"{path}: record 3 at byte offset ")
+    assert second.endswith("; skipped, 2 of at most 2")
     zero = bytes(len(rows[0]))
     expected = stored(shards)
     # Every other example keeps its place.
@@ -277,6 +290,9 @@ def test_damage_is_skipped_within_the_budget(
     # A second pass meets the same two records, and no more.
     endless = tfrecords.read(copy, corrupt_budget=2, **options)
     assert len(fingerprints(endless.take(len(expected) // 8 * 3))) == len(expected) // 8 * 24
+    assert [line.partition("; ")[2] for line in told()] == [
+        "skipped, 1 of at most 2", "skipped, 2 of at most 2"
+    ]  # fmt: skip
     with pytest.raises(tf.errors.OpError, match="that makes 2, more than the corrupt_budget of 1"):
         list(tfrecords.read(copy, training=False, corrupt_budget=1, **options))
 
@@ -310,7 +326,7 @@ def test_a_process_that_reads_can_exit(shards: pathlib.Path) -> None:
 
 
 def test_distributed(shards: pathlib.Path) -> None:
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_replicas()
 
     def read(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return tfrecords.read(shards, seq_length=LENGTH, global_batch_size=8, input_context=context)

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tfrecords import UserError, vocabulary
+from tfrecords.tokenization import Tokenizer
 
 SPECIAL = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
 
@@ -77,6 +78,23 @@ def test_formats_of_text(tmp_path: pathlib.Path) -> None:
         tokens = (tmp_path / f"{name}.vocab").read_text().split("\n")
         assert "zebra" in tokens and "q" not in tokens
     assert vocabulary.main([*arguments, "--document_boundary=file"]) == 2
+
+
+def test_the_most_frequent_thousand_characters_are_kept(tmp_path: pathlib.Path) -> None:
+    """Of 1,200, of which each that is left out is rarer than each that is kept."""
+    characters = [chr(0x4E00 + number) for number in range(1200)]
+    rare, frequent = set(characters[::6]), sorted(set(characters) - set(characters[::6]))
+    assert len(frequent) == 1000
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(characters + frequent))
+    arguments = [f"--input={text}", "--vocab_size=2048", f"--output={tmp_path / 'vocab.txt'}"]
+    assert vocabulary.main(arguments) == 0
+    loaded = vocabulary.Vocabulary.load(tmp_path / "vocab.txt")
+    assert set(characters) & set(loaded.tokens) == set(frequent)
+    ids, lengths = Tokenizer(loaded, lower_case=True).encode(characters)
+    assert lengths.tolist() == [1] * 1200
+    unknown = {character for character, token in zip(characters, ids, strict=True) if token == 1}
+    assert unknown == rare
 
 
 @pytest.mark.parametrize(
