@@ -5,13 +5,11 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-import yaml
 
 from official_bert import (
     classification_run,
@@ -22,81 +20,27 @@ from official_bert import (
     guard,
     interruption,
     metrics_log,
-    preflight,
     starting_point,
 )
 from official_bert.classification_input import Labelled
 from tests.bert.half_precision import assert_same_norms
 from tests.bert.test_classification_rows import rows_of
-from tests.bert.test_glue import write
-from tests.bert.tiny_squad import ENCODER, VOCABULARY, make_folder
-
-SEQ_LENGTH = 24
-COLOURS = ("red", "blue", "green")
-
-
-def sentences(count: int) -> tuple[list[str], list[str]]:
-    """Sentences of many lengths whose label is the one colour they name."""
-    generator = np.random.default_rng(0)
-    filling = ["the", "of", "is", "and", "in", "box", "lamp", "chair", "door"]
-    texts, labels = [], []
-    for number in range(count):
-        words = list(generator.choice(filling, generator.integers(1, 21)))
-        label = COLOURS[number % 3]
-        words[generator.integers(len(words))] = label
-        texts.append(" ".join(words))
-        labels.append(label)
-    return texts, labels
+from tests.bert.tiny_classification import (
+    SEQ_LENGTH,
+    command_line,
+    failed,
+    from_scratch,
+    glue,
+    losses,
+    make_files,
+    sentences,
+)
+from tests.bert.tiny_squad import VOCABULARY
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A pretraining run, labelled CSV files, a config with dropout, and a GLUE folder."""
-    root = make_folder(tmp_path_factory.mktemp("classification"))
-    texts, labels = sentences(96)
-    for name in ("train.csv", "dev.csv"):
-        # 70 dev rows fill up no batch of 16.
-        kept = 70 if name == "dev.csv" else 96
-        lines = [f"{text},{label}" for text, label in zip(texts, labels, strict=True)][:kept]
-        (root / name).write_text("text,colour\n" + "\n".join(lines) + "\n")
-    encoder = {**ENCODER, "dropout_rate": 0.1, "attention_dropout_rate": 0.1}
-    config = yaml.safe_load((root / "small.yaml").read_text())
-    config["task"]["model"]["encoder"]["bert"] = encoder
-    (root / "dropout.yaml").write_text(yaml.safe_dump(config))
-    pairs = [("the red box", "a lamp", "1"), ("the door", "the chair is blue", "0")]
-    write(root / "MRPC", "mrpc", pairs * 6)
-    firsts, seconds = texts[:12], texts[12:24]
-    scored = [(a, b, str(n % 6)) for n, (a, b) in enumerate(zip(firsts, seconds, strict=True))]
-    write(root / "STS-B", "sts-b", scored)
-    write(root / "MNLI", "mnli", [(a, b, "neutral") for a, b, _ in pairs])
-    return root
-
-
-def command_line(
-    folder: pathlib.Path, model_dir: str, *more: str, task: Sequence[str] | None = None
-) -> list[str]:
-    files = [f"--train_file={folder / 'train.csv'}", f"--dev_file={folder / 'dev.csv'}"]
-    return [
-        *(task or ["--task=classify", *files, "--text_column=text", "--label_column=colour"]),
-        f"--model_dir={folder / model_dir}",
-        "--batch_size=16",
-        f"--seq_length={SEQ_LENGTH}",
-        "--learning_rate=1e-3",
-        "--num_lengths=2",
-        *more,
-    ]
-
-
-def from_scratch(folder: pathlib.Path, config: str = "small.yaml") -> list[str]:
-    return [f"--config_file={folder / config}", f"--vocab_file={folder / 'vocab.txt'}"]
-
-
-def glue(folder: pathlib.Path, name: str) -> list[str]:
-    return ["--task=glue", f"--glue_task={name}", f"--data_dir={folder}"]
-
-
-def losses(run: pathlib.Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").open()]
+    return make_files(tmp_path_factory.mktemp("classification"))
 
 
 @pytest.fixture(scope="module")
@@ -261,18 +205,6 @@ def test_outputs_that_are_not_finite_are_divergence(tmp_path: pathlib.Path) -> N
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
-def test_a_diverged_run_is_told_in_the_commands_own_flags(
-    folder: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(*arguments: object) -> None:
-        raise guard.diverged({"step": 9, "loss": None}, 3, {}, "ckpt-4")
-
-    monkeypatch.setattr(classification_run, "run", run)
-    message = _fails(command_line(folder, "diverged"), capsys)
-    assert "steps 7 to 9 were not finite, 3 in a row; lower --learning_rate or" in message
-    assert "trainer." not in message and "task." not in message
-
-
 def test_a_resumed_run_is_the_uninterrupted_one(folder: pathlib.Path) -> None:
     """With dropout on, to the last bit."""
 
@@ -388,98 +320,6 @@ def test_two_workers_finetune_as_one(folder: pathlib.Path) -> None:
     np.testing.assert_allclose(*tables, atol=1e-4)
 
 
-# Mistakes
-
-
-def _fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    assert finetune.main(arguments) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    return errors[0]
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--doc_stride=7", "--glue_task=rte"], "--doc_stride, --glue_task: not read by --task=cl"),
-        (["--label_column="], "--task=classify needs --label_column"),
-        (["--label_column=color"], "no column named 'color'; its header is text, colour"),
-        (["--text_pair_column=other"], "no column named 'other'"),
-        (["--train_file={root}/none.csv"], "no file at"),
-        (["--dev_file={root}/odd.csv"], "odd.csv: line 3 is labelled 'pink'; expected one of blue"),
-        (["--dev_file={root}/short.csv"], "short.csv has no data lines"),
-        (["--seq_length=73"], "--seq_length is 73"),
-        (["--seq_length=4"], "--seq_length is 4; expected at least 5"),
-        (["--num_lengths=0"], "--num_lengths is 0"),
-        (["--micro_batch_size=5"], "task.micro_batch_size is 5"),
-        (["--epochs=nan"], "--epochs is nan; expected a number above 0"),
-        (["--epochs=inf"], "--epochs is inf; expected a number above 0"),
-        (["--learning_rate=0"], "--learning_rate is 0.0; expected a number above 0"),
-        (["--learning_rate=-1e-3"], "--learning_rate is -0.001; expected"),
-        (["--weight_decay=-0.1"], "--weight_decay is -0.1; expected at least 0"),
-        (["--seed=-1"], "--seed is -1; expected 0 to 2147483647"),
-        (["--seed=2147483648"], "--seed is 2147483648; expected 0 to 2147483647"),
-        (["--warmup_ratio=1.5"], "--warmup_ratio is 1.5; expected 0 to 1"),
-        (["--config_file={root}/wider.yaml"], "another architecture"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing(
-    more: list[str], message: str, folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "odd.csv").write_text("text,colour\nthe box,red\nthe lamp,pink\n")
-    (folder / "short.csv").write_text("text,colour\n")
-    config = yaml.safe_load((folder / "small.yaml").read_text())
-    config["task"]["model"]["encoder"]["bert"] = {**ENCODER, "num_layers": 3}
-    (folder / "wider.yaml").write_text(yaml.safe_dump(config))
-    arguments = command_line(
-        folder, "never", f"--init_checkpoint={folder / 'pretraining'}", "--train_steps=1",
-        *(argument.format(root=folder) for argument in more),
-    )  # fmt: skip
-    assert message in _fails(arguments, capsys)
-    assert not (folder / "never").exists()
-
-
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        (["--data_dir={root}"], "--task=glue needs --glue_task"),
-        (["--glue_task=mrpc"], "--task=glue needs --data_dir"),
-        (["--glue_task=rte", "--data_dir={root}"], "no train.tsv in"),
-        (["--glue_task=wnli", "--data_dir={root}"], "wnli"),
-        (["--glue_task=mrpc", "--data_dir={root}", "--train_file=a"], "--train_file: not read by"),
-        (["--glue_task=mrpc", "--data_dir={root}", "--new_pooler"], "without --init_checkpoint"),
-    ],
-)
-def test_bad_glue_input_is_one_line(
-    task: list[str], message: str, folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    task = ["--task=glue", *(argument.format(root=folder) for argument in task)]
-    arguments = command_line(folder, "never", *from_scratch(folder), task=task)
-    assert message in _fails(arguments, capsys)
-    assert not (folder / "never").exists()
-
-
-def test_a_folder_of_something_else_is_left_alone(
-    folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "thesis").mkdir()
-    (folder / "thesis" / "chapter.tex").write_text("")
-    message = _fails(command_line(folder, "thesis", *from_scratch(folder)), capsys)
-    assert "holds something else (chapter.tex)" in message
-    assert [path.name for path in (folder / "thesis").iterdir()] == ["chapter.tex"]
-
-
-def test_a_short_runs_intervals_are_no_cause_for_a_warning() -> None:
-    for steps in (1, 9, 49, 200, 5000):
-        params = finetune_plan.experiment(
-            finetune_plan.Settings(model_dir="run"),
-            classification_task.ClassificationConfig(),
-            steps,
-        )
-        assert list(preflight.warnings(params, "train_and_eval")) == []
-
-
 def test_another_data_set_is_refused(
     folder: pathlib.Path, learned: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -488,7 +328,7 @@ def test_another_data_set_is_refused(
         folder, "learned", f"--init_checkpoint={folder / 'pretraining'}", "--train_steps=60",
         f"--train_file={folder / 'two.csv'}", f"--dev_file={folder / 'two.csv'}",
     )  # fmt: skip
-    assert "holds a different experiment: task." in _fails(arguments, capsys)
+    assert "holds a different experiment: task." in failed(arguments, capsys)
 
 
 def test_params_say_what_predictions_need(learned: pathlib.Path) -> None:

@@ -251,7 +251,7 @@ def test_windows_are_model_gardens(tmp_path: pathlib.Path, vocab_file: str) -> N
 
 
 @given(text=st.text(max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_tokenizer_is_the_reference(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "reference_vocab.txt"
     path.write_text("".join(f"{token}\n" for token in VOCABULARY))
@@ -295,7 +295,7 @@ TEXTS = st.lists(
 
 @given(data=st.lists(st.tuples(TEXTS | st.none(), st.lists(TEXTS, min_size=1, max_size=3)),
                      min_size=1, max_size=6))  # fmt: skip
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_scores_are_the_official_ones(data: list[tuple[str | None, list[str]]]) -> None:
     qas = [
         {"id": str(n), "question": "?", "answers": [{"text": t, "answer_start": 0} for t in texts]}
@@ -342,7 +342,7 @@ def _numbered(num_rows: int) -> squad.Windows:
     positions=st.integers(0, 90),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_epoch_is_a_permutation(num_rows: int, positions: int, seed: int) -> None:
     rows = squad_task.rows_at(np.arange(positions + 3 * num_rows), num_rows, seed).numpy()
     for epoch in range(3):

@@ -206,7 +206,7 @@ ANSWERS = st.lists(st.sampled_from(["int", "the int or", "le", "INT None"]), max
         max_size=8,
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_scores_are_the_official_ones(data: list[tuple[str, list[str], float]]) -> None:
     qas = [
         {"id": str(n), "answers": [{"text": text} for text in texts], "is_impossible": not texts}

@@ -210,7 +210,12 @@ def test_a_wish_to_start_again_lets_the_others_save_and_costs_no_restart(
 
 
 def test_a_wish_to_start_again_without_training_is_counted(tmp_path) -> None:
-    ending, _ = run(job(tmp_path, [["sys.exit(42)"]], max_restarts=2))
+    def environments() -> list[dict[str, str]]:
+        assert len(notes(tmp_path, 0)) < 9, "it would go on for ever"
+        return launch.cluster_environments(launch.free_ports(1))
+
+    wanted = job(tmp_path, [["sys.exit(42)"]], max_restarts=2, environments=environments)
+    ending, _ = run(wanted)
     assert ending.code == 1 and "before it had trained, after 2 restarts" in ending.error
     assert len(notes(tmp_path, 0)) == 3
 

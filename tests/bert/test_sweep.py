@@ -401,7 +401,7 @@ def test_no_run_in_a_folder_of_something_else(tmp_path: pathlib.Path) -> None:
             begun = tmp_path / f"{several}{count}"
             begun.mkdir()
             finetune_folder.check(_touch(begun, *early[:count]), several=several)
-    for name in ("params.yaml", "checkpoint", "ckpt-7.index"):
+    for name in ("params.yaml", "ckpt-7.index"):
         finetune_folder.check(_touch(tmp_path / name, name, "other"), several=False)
 
 

@@ -70,3 +70,13 @@ def shards(
     folder = tmp_path_factory.mktemp("built") / "shards"
     assert build.main(build_arguments(corpus_dir, vocab_file, folder)) == 0
     return folder
+
+
+@pytest.fixture
+def place(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A folder with two shards made by hand in `in`, a vocabulary and nothing else."""
+    # It imports tests, which import from here.
+    from tests.data import hand_made
+
+    hand_made.fill(tmp_path)
+    return tmp_path

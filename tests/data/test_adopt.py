@@ -1,25 +1,39 @@
 """`tfrecords.adopt`: shards of Model Garden's own script, and of hands, in every state."""
 
-import hashlib
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 
 import pytest
-import tensorflow as tf
 
 import tfrecords
 from tests.data import model_garden
+from tests.data.hand_made import (
+    LENGTH,
+    PREDICTIONS,
+    TOKENS,
+    add,
+    compress,
+    once,
+    row,
+    rows,
+    run,
+    run_in,
+    state,
+    write,
+)
 from tests.data.test_reader import fingerprints
 from tfrecords import adopt, inspect, schema, verify
 from tfrecords.manifest import Manifest, Shard
 
-LENGTH, PREDICTIONS, FILES = 32, 8, 4
+FILES = 4
+
+
 KINDS = ("v1", "v2", "v1-GZIP", "v2-GZIP")
+
 
 # One process for all kinds, since it takes seconds to import; the functions are those that the
 # script's own main calls.
@@ -53,29 +67,6 @@ def theirs(
     command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
     subprocess.run(command, check=True, timeout=120, capture_output=True)
     return folder
-
-
-def run(
-    pattern: object, vocab_file: pathlib.Path, output_dir: object, *more: str, length: int = LENGTH
-) -> int:
-    return adopt.main(
-        [
-            f"--input={pattern}",
-            f"--seq_length={length}",
-            f"--vocab_file={vocab_file}",
-            f"--output_dir={output_dir}",
-            *more,
-        ]
-    )
-
-
-def state(folder: pathlib.Path) -> dict[str, tuple[str, int]]:
-    """Every file below `folder` with its hash and the time it was last written."""
-    return {
-        str(path): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def loaded(folder: pathlib.Path, is_v2: bool) -> list[bytes]:
@@ -126,246 +117,6 @@ def test_what_model_garden_wrote_reads_as_its_own_loader_reads_it(
     assert f"{len(expected):,} rows of {LENGTH} tokens" in capsys.readouterr().out
 
 
-TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fox", "runs", "dog", ".")
-
-
-def row(number: int = 0) -> dict[str, list]:
-    """An example in Model Garden's v2 names; rows of different numbers differ."""
-    words = [2, 5, 4, 3, 5 + number % 4, 3]
-    pad = [0] * (LENGTH - len(words))
-    return {
-        schema.INPUT_WORD_IDS: words + pad,
-        schema.INPUT_MASK: [1] * len(words) + pad,
-        schema.INPUT_TYPE_IDS: [0] * 4 + [1] * 2 + pad,
-        schema.MASKED_LM_POSITIONS: [2] + [0] * (PREDICTIONS - 1),
-        schema.MASKED_LM_IDS: [6] + [0] * (PREDICTIONS - 1),
-        schema.MASKED_LM_WEIGHTS: [1.0] + [0.0] * (PREDICTIONS - 1),
-        schema.NEXT_SENTENCE_LABELS: [number % 2],
-    }
-
-
-def serialized(values: dict[str, list]) -> bytes:
-    def feature(value: list) -> tf.train.Feature:
-        if value and isinstance(value[0], float):
-            return tf.train.Feature(float_list=tf.train.FloatList(value=value))
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=value))
-
-    features = {name: feature(value) for name, value in values.items()}
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
-        deterministic=True
-    )
-
-
-def write(path: object, rows: Iterable[dict[str, list]], compression: str = "") -> None:
-    with tf.io.TFRecordWriter(str(path), compression) as writer:
-        for values in rows:
-            writer.write(serialized(values))
-
-
-def rows(count: int) -> list[dict[str, list]]:
-    return [row(number) for number in range(count)]
-
-
-@pytest.fixture
-def place(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder with two shards in `in`, a vocabulary and nothing else."""
-    (tmp_path / "in").mkdir()
-    (tmp_path / "vocab.txt").write_text("\n".join(TOKENS) + "\n")
-    for number in range(2):
-        write(tmp_path / "in" / f"{number}.tfrecord", rows(10))
-    return tmp_path
-
-
-def run_in(place: pathlib.Path, *more: str) -> int:
-    return run(place / "in" / "*", place / "vocab.txt", place / "d", *more)
-
-
-def rename(values: dict[str, list]) -> dict[str, list]:
-    return {schema.V1_NAMES.get(name, name): value for name, value in values.items()}
-
-
-def without(name: str) -> dict[str, list]:
-    return {key: value for key, value in row().items() if key != name}
-
-
-def add(place: pathlib.Path, values: dict[str, list]) -> None:
-    write(place / "in" / "2.tfrecord", [values])
-
-
-def flip(place: pathlib.Path, at: int) -> None:
-    path = place / "in" / "1.tfrecord"
-    content = bytearray(path.read_bytes())
-    content[at] ^= 1
-    path.write_bytes(bytes(content))
-
-
-def cut(place: pathlib.Path, count: int) -> None:
-    path = place / "in" / "1.tfrecord"
-    path.write_bytes(path.read_bytes()[:-count])
-
-
-def compress(place: pathlib.Path) -> None:
-    for number in range(2):
-        write(place / "in" / f"{number}.tfrecord", rows(10), "GZIP")
-
-
-def cut_compressed(place: pathlib.Path, count: int) -> None:
-    compress(place)
-    cut(place, count)
-
-
-RECORD = 16 + len(serialized(row()))
-
-# What is done to the folder, further arguments, and what the one line of the error says.
-REFUSALS = {
-    "another length": (
-        lambda _: None,
-        ("--seq_length=64",),
-        "have 32 tokens; give --seq_length 32",
-    ),
-    "no input": (lambda _: None, ("--input=/nowhere/*",), "--input '/nowhere/*' matches no file"),
-    "no eval": (lambda _: None, ("--eval_input=/no/*",), "--eval_input '/no/*' matches no file"),
-    "no vocabulary": (lambda _: None, ("--vocab_file=/none",), "no vocabulary at /none"),
-    "a share": (lambda _: None, ("--masked_lm_prob=nan",), "--masked_lm_prob is nan"),
-    "missing feature": (
-        lambda place: add(place, without("next_sentence_labels")),
-        (),
-        "2.tfrecord: record 0 has no feature next_sentence_labels (it has input_mask, ",
-    ),
-    "missing v1 feature": (
-        lambda place: add(place, rename(without("input_type_ids"))),
-        (),
-        "2.tfrecord: record 0 has no feature segment_ids (it has input_ids, ",
-    ),
-    "another type": (
-        lambda place: add(place, {**row(), "masked_lm_weights": [1] * PREDICTIONS}),
-        (),
-        "record 0 has masked_lm_weights of type int64_list; expected float_list",
-    ),
-    "sizes that do not match": (
-        lambda place: add(place, {**row(), "masked_lm_ids": [1] * 3}),
-        (),
-        "record 0 has 3 values in masked_lm_ids; expected 8",
-    ),
-    "mixed names": (lambda place: add(place, rename(row())), (), "0.tfrecord has feature_names v2"),
-    "mixed predictions": (
-        lambda place: add(
-            place,
-            {name: values[:7] if "masked_lm" in name else values for name, values in row().items()},
-        ),
-        (),
-        "max_predictions_per_seq 8 and",
-    ),
-    "mixed lengths": (
-        lambda place: add(
-            place,
-            {name: values[:16] if "input" in name else values for name, values in row().items()},
-        ),
-        (),
-        "0.tfrecord has seq_length 32 and",
-    ),
-    "mixed compression": (
-        lambda place: write(place / "in" / "2.tfrecord", rows(2), "GZIP"),
-        (),
-        "2.tfrecord GZIP; adopt each kind into a folder of its own",
-    ),
-    "a later record of another shape": (
-        lambda place: write(
-            place / "in" / "2.tfrecord", [*rows(3), {**row(), "input_mask": [1] * 5}]
-        ),
-        (),
-        "2.tfrecord: record 3 has 5 values in input_mask; expected 32, as in record 0",
-    ),
-    "an id beyond the vocabulary": (
-        lambda place: write(
-            place / "in" / "2.tfrecord", [*rows(3), {**row(), "masked_lm_ids": [10] * PREDICTIONS}]
-        ),
-        (),
-        "2.tfrecord: record 3 has 10 in masked_lm_ids; expected 0 to 9; give the vocabulary it",
-    ),
-    "a position beyond the row": (
-        lambda place: add(place, {**row(), "masked_lm_positions": [LENGTH] * PREDICTIONS}),
-        (),
-        "record 0 has 32 in masked_lm_positions; expected 0 to 31",
-    ),
-    "a third segment": (
-        lambda place: write(
-            place / "in" / "2.tfrecord", [row(), {**row(), "input_type_ids": [2] * LENGTH}]
-        ),
-        (),
-        "record 1 has 2 in input_type_ids; expected 0 to 1",
-    ),
-    "another vocabulary": (
-        lambda place: (place / "vocab.txt").write_text(
-            "\n".join(["[PAD]", "[UNK]", "a", "[CLS]", *TOKENS[3:5], *TOKENS[6:], "more"])
-        ),
-        (),
-        "0.tfrecord: record 0 begins with id 2, which is 'a'; expected [CLS], 3; give the",
-    ),
-    "a flipped bit": (
-        lambda place: flip(place, 3 * RECORD + 40),
-        (),
-        f"1.tfrecord: record 3 at byte offset {3 * RECORD} is damaged: its data fails its CRC",
-    ),
-    "a flipped length": (
-        lambda place: flip(place, 4 * RECORD + 8),
-        (),
-        f"1.tfrecord: record 4 at byte offset {4 * RECORD} is damaged: its length fails its CRC",
-    ),
-    "a truncated file": (
-        lambda place: cut(place, 7),
-        (),
-        f"1.tfrecord: record 9 at byte offset {9 * RECORD} is damaged: the file ends within it",
-    ),
-    "a truncated GZIP file": (
-        lambda place: cut_compressed(place, 40),
-        (),
-        "of its decompressed content is damaged: the file ends within it and its GZIP stream ends",
-    ),
-    "a GZIP file without its end": (
-        lambda place: cut_compressed(place, 6),
-        (),
-        f"its GZIP stream ends early, after {10 * RECORD} bytes of decompressed content",
-    ),
-    "no TFRecord file": (
-        lambda place: (place / "in" / "0.txt").write_text("some text, more than a header takes"),
-        (),
-        "0.txt: record 0 at byte offset 0 is damaged: its length fails its CRC; write it again or "
-        "leave it out of --input; is it a TFRecord file?",
-    ),
-    "no example": (
-        lambda place: tf.io.TFRecordWriter(str(place / "in" / "2.tfrecord")).write(b"\xff\xff"),
-        (),
-        "2.tfrecord: record 0 is no tf.train.Example",
-    ),
-    "no record": (
-        lambda place: [write(place / "in" / f"{number}.tfrecord", []) for number in range(2)],
-        (),
-        "the 2 files of --input hold no record",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REFUSALS)
-def test_refusals(place: pathlib.Path, capsys: pytest.CaptureFixture, name: str) -> None:
-    change, arguments, message = REFUSALS[name]
-    change(place)
-    before = state(place)
-    assert run_in(place, *arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert state(place) == before
-    assert not (place / "d").exists()
-
-
-def test_a_file_in_both_splits_is_refused(place: pathlib.Path, capsys) -> None:
-    assert run_in(place, f"--eval_input={place}/in/1.tfrecord") == 2
-    assert "in/1.tfrecord is in --input and in --eval_input" in capsys.readouterr().err
-    assert not (place / "d").exists()
-
-
 def test_two_splits(place: pathlib.Path, capsys) -> None:
     write(place / "held-out.tfrecord", rows(3))
     assert run_in(place, f"--eval_input={place}/held-out.tfrecord", "--nolower_case") == 0
@@ -380,11 +131,6 @@ def test_two_splits(place: pathlib.Path, capsys) -> None:
     assert "train: 2 shards can be dealt out to 1 or 2 workers; for more" in out
     assert "eval: 1 shard can be dealt out to 1 worker; for more" in out
     assert "warning" not in out
-
-
-def once(folder: pathlib.Path | str) -> list[bytes]:
-    dataset = tfrecords.read(folder, seq_length=LENGTH, global_batch_size=4, training=False)
-    return [each for each in fingerprints(dataset) if any(each)]
 
 
 def test_paths_hold_from_any_folder_and_when_all_moves_together(

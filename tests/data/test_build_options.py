@@ -180,6 +180,6 @@ def test_filelock_is_what_files_uses(tmp_path: pathlib.Path) -> None:
     with files.lock(str(tmp_path / "lock")):
         with pytest.raises(filelock.Timeout):
             filelock.FileLock(tmp_path / "lock").acquire(blocking=False)
-        with pytest.raises(UserError), files.lock(str(tmp_path / "lock")):
+        with pytest.raises(TimeoutError), files.lock(str(tmp_path / "lock")):
             pass
     assert not (tmp_path / "lock").exists()

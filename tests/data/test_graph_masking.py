@@ -37,7 +37,7 @@ def check(expected: masking.Masked, found: graph_masking.MaskedBatch) -> None:
     assert [found.input_word_ids.dtype, found.weights.dtype] == [tf.int32, tf.float32]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 999),
     length=st.sampled_from([16, 128, 300]),

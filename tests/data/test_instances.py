@@ -38,7 +38,7 @@ def cut(documents: instances.Documents, duplicate: int = 0, **changes: float) ->
     return list(zip(parts[0::2], parts[1::2], pairs.random_next.tolist(), strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 12), st.integers(0, 1000), st.sampled_from([16, 33, 64, 200]))
 def test_invariants(num_documents: int, seed: int, seq_length: int) -> None:
     documents = make_documents(num_documents, seed)

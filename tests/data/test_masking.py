@@ -50,7 +50,7 @@ def words_of(ids: np.ndarray, maskable: np.ndarray) -> list[list[int]]:
     return words
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 999), st.sampled_from([16, 128, 200]), st.booleans(), st.floats(0.05, 0.9))
 def test_choice(seed: int, length: int, whole_word: bool, continuing: float) -> None:
     ids, maskable, example_ids = rows(20, length, seed, continuing)

@@ -89,7 +89,7 @@ def orders(draw: st.DrawFn) -> Order:
     )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(orders(), st.integers(0, 30))
 def test_order(order: Order, start_step: int) -> None:
     size, batch = order.epoch_size, order.batch_size

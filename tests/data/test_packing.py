@@ -49,7 +49,7 @@ def greedy(ordered: list[list[list[int]]], room: int) -> list[list[int]]:
     return [row for row in trimmed if row]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(0, 1000), st.sampled_from([16, 33, 200]))
 def test_as_described(num_documents: int, seed: int, seq_length: int) -> None:
     documents = make_documents(num_documents, seed, longest=40)

@@ -128,7 +128,7 @@ def examples(batch: dict) -> list[int]:
     return (words - FIRST).tolist()
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(cases())
 def test_every_example_once_and_a_killed_reader_goes_on(case: Case) -> None:
     with tempfile.TemporaryDirectory() as name:

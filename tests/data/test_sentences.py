@@ -39,7 +39,7 @@ def test_literal() -> None:
     assert sentences.split(" \n\u3000") == []
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.one_of(
         st.lists(st.sampled_from(PIECES), max_size=40).map("".join),

@@ -101,7 +101,7 @@ CHARACTERS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.text(CHARACTERS, max_size=60), min_size=1, max_size=5))
 @example(["the" * 33 + "a", "the" * 33 + "ab"])
 def test_random_text(pair: tuple, lines: list[str]) -> None:

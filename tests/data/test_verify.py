@@ -199,7 +199,7 @@ def is_whole(stream: bytes) -> bool:
     share=strategies.floats(0, 1),
     flipped=strategies.booleans(),
 )
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 def test_all_before_the_damage_is_decompressed(
     seed: int, size: int, share: float, flipped: bool
 ) -> None:
