@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -21,22 +20,29 @@ import tfrecords
 from official_bert import interruption, metrics_log, run_data, runner
 from official_bert.input import PretrainDataLoader
 from official_bert.pretraining_task import LargeBatchPretrainTask
+from tests.bert import acting_job
 from tests.bert.conftest import SHORT
 from tests.bert.test_interruption import arguments, assert_same_run, keep_oldest
 from tfrecords.errors import UserError
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEADLINE_S = 300
-POLL_S = 0.05
 
 
 def launch(
-    model_dir: pathlib.Path, tiny_arguments, *flags: str, override: Sequence[str] = ()
+    model_dir: pathlib.Path,
+    tiny_arguments,
+    *flags: str,
+    override: Sequence[str] = (),
+    act: Mapping[str, object] | None = None,
 ) -> subprocess.Popen:
+    """A job of two workers, one of which acts as `acting_job` says."""
+    module = "tests.bert.acting_job" if act else "official_bert.launch"
     return subprocess.Popen(
         [
             sys.executable,
             "-m",
-            "official_bert.launch",
+            module,
             "--num_workers=2",
             "--max_restarts=1",
             "--",
@@ -46,34 +52,9 @@ def launch(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        cwd=ROOT,
+        env=os.environ | {acting_job.ACT: json.dumps(act)},
     )
-
-
-def worker_process(model_dir: pathlib.Path, index: int) -> int:
-    """The process id of a worker, by its arguments and its TF_CONFIG."""
-    for entry in pathlib.Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            command = (entry / "cmdline").read_bytes().split(b"\0")
-            environment = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:  # it has ended meanwhile
-            continue
-        expected = {b"official_bert.train", f"--model_dir={model_dir}".encode()}
-        if not expected <= set(command):
-            continue
-        configs = [value for value in environment if value.startswith(b"TF_CONFIG=")]
-        if json.loads(configs[0].partition(b"=")[2])["task"]["index"] == index:
-            return int(entry.name)
-    raise AssertionError(f"no worker {index} of {model_dir} is running")
-
-
-def wait_for_step(model_dir: pathlib.Path, step: int, job: subprocess.Popen) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    path = model_dir / metrics_log.METRICS
-    while not path.exists() or len(path.read_text().splitlines()) < step:
-        assert job.poll() is None and time.monotonic() < deadline
-        threading.Event().wait(POLL_S)
 
 
 @pytest.fixture(scope="module")
@@ -200,17 +181,12 @@ def losses(model_dir: pathlib.Path) -> np.ndarray:
     return np.array([row["loss"] for row in rows])
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes in /proc")
 def test_a_killed_peer_leaves_no_trace_in_the_result(tmp_path, whole, tiny_arguments) -> None:
-    disturbed = tmp_path / "disturbed"
-    job = launch(disturbed, tiny_arguments)
-    try:
-        wait_for_step(disturbed, 4, job)
-        os.kill(worker_process(disturbed, 1), signal.SIGKILL)
-        said = ended(job)
-    finally:
-        job.kill()
-    assert "SIGKILL" in said or "signal 9" in said
+    disturbed, mark = tmp_path / "disturbed", tmp_path / "mark"
+    act = {"worker": 1, "step": 4, "what": "die", "mark": str(mark)}
+    said = ended(launch(disturbed, tiny_arguments, act=act))
+    assert mark.exists() and said.count(f"[worker 1] {acting_job.SAID} 4") == 1
+    assert "worker 1 was ended by signal 9 (SIGKILL); all workers start again (1 of 1" in said
     assert_same_run(disturbed, whole)
     left = {path.name.split("-")[0].split(".")[0] for path in disturbed.iterdir()}
     assert left == {
@@ -222,14 +198,23 @@ def test_a_killed_peer_leaves_no_trace_in_the_result(tmp_path, whole, tiny_argum
 def test_sigterm_ends_all_workers_at_one_step(tmp_path, tiny_arguments) -> None:
     """The launcher hands it on. The run is so long that it cannot end before the signal."""
     model_dir = tmp_path / "stopped"
-    job = launch(model_dir, tiny_arguments, override=("trainer.train_steps=100000",))
+    act = {"worker": 0, "step": 2, "what": "say", "mark": str(tmp_path / "mark")}
+    job = launch(model_dir, tiny_arguments, override=("trainer.train_steps=100000",), act=act)
+    assert job.stdout is not None
+    # Ends the reading below, should the job hang.
+    watchdog = threading.Timer(DEADLINE_S, job.kill)
+    watchdog.start()
     try:
-        wait_for_step(model_dir, 2, job)
-        job.send_signal(signal.SIGTERM)
-        said, _ = job.communicate(timeout=DEADLINE_S)
+        said = ""
+        for line in job.stdout:
+            said += line
+            if acting_job.SAID in line:
+                job.send_signal(signal.SIGTERM)
+        code = job.wait()
     finally:
+        watchdog.cancel()
         job.kill()
-    assert job.returncode == interruption.EXIT_RESTART, said
+    assert code == interruption.EXIT_RESTART, said
     steps = set(re.findall(r"stopped at step (\d+) as asked", said))
     assert len(steps) == 1 and said.count("as asked") == 2, said
     assert (model_dir / f"ckpt-{steps.pop()}.index").exists()
