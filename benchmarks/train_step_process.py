@@ -27,7 +27,8 @@ from official.nlp.configs import pretraining_experiments  # noqa: F401 (register
 
 from benchmarks import train_step_batches, update_contenders
 from benchmarks.train_step_contenders import BFLOAT16, CONTENDERS, FLOAT32, Contender, Workload
-from official_bert import configuration, devices, experiments, runner
+from official_bert import configuration, devices, experiments
+from official_bert.trainer import build_trainer
 
 _BATCHES = 4
 _DROPOUT = 0.1
@@ -79,7 +80,7 @@ def _tf_lans(contender: Contender, workload: Workload) -> Iterator[base_trainer.
         task = task_factory.get_task(params.task, logging_dir=None)
         task.build_inputs = _feed(contender, workload)
         settings = devices.step_settings(params.runtime, strategy)
-        yield runner.build_trainer(params, task, train=True, evaluate=False, settings=settings)
+        yield build_trainer(params, task, train=True, evaluate=False, settings=settings)
 
 
 @contextlib.contextmanager

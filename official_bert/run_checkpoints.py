@@ -1,12 +1,13 @@
 """The checkpoints of a run: written by all workers, left by the chief, restored by all."""
 
 import contextlib
+import copy
 import hashlib
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -51,6 +52,8 @@ class RunCheckpoints(tf.train.CheckpointManager):
       the chief's is.
     - A save that fails, for want of space most often, leaves the earlier checkpoints as they are
       and nothing of its own.
+    - A checkpoint is on the disk before an earlier one is deleted for it, and so are the logs up
+      to its step: a machine that loses its power costs the steps since then and no more.
 
     Args:
       checkpoint: what is saved.
@@ -59,6 +62,7 @@ class RunCheckpoints(tf.train.CheckpointManager):
       global_step: counts the steps; a checkpoint's number is its step.
       interval: steps between checkpoints.
       initialize: called where there is nothing to restore.
+      logs: files beside the checkpoints that are appended to step by step.
       restored: what is restored, by its name in the checkpoint, for a run that does not train; all
         of `checkpoint` when None.
     """
@@ -72,12 +76,13 @@ class RunCheckpoints(tf.train.CheckpointManager):
         global_step: tf.Variable,
         interval: int,
         initialize: Callable[[], None],
+        logs: Sequence[str] = (),
         restored: Mapping[str, Any] | None = None,
     ) -> None:
         # TensorFlow's patterns find nothing behind a doubled slash.
         model_dir = model_dir.rstrip("/") or "/"
         self._model_dir, self._restored = model_dir, restored
-        self._initialize = initialize
+        self._initialize, self._logs = initialize, logs
         self._seen: list[bytes] = []
         self._strategy = tf.distribute.get_strategy()
         worker = cluster.this_worker(self._strategy)
@@ -209,12 +214,16 @@ class RunCheckpoints(tf.train.CheckpointManager):
         Raises:
           UserError: it could not be written.
         """
+        options = copy.copy(options) or tf.train.CheckpointOptions()
+        # The superclass adds its own behind it, which deletes earlier checkpoints.
+        first = [*(options.experimental_write_callbacks or ()), self._sync]
+        options.experimental_write_callbacks = first
         try:
             prefix = super().save(checkpoint_number, check_interval, options)
-        except tf.errors.OpError as error:
+        except (tf.errors.OpError, OSError) as error:
             step = int(self._step_counter.numpy())
             self._remove_remains(step)
-            reason = " ".join(str(error.message).split())[:200]
+            reason = " ".join(str(getattr(error, "message", error)).split())[:200]
             raise UserError(
                 f"cannot save the checkpoint of step {step} in {self._directory}: {reason}; the "
                 "checkpoints before it are untouched: make room and start again with the same "
@@ -226,6 +235,10 @@ class RunCheckpoints(tf.train.CheckpointManager):
             self._delete_own(self._own_folder)
         cluster.wait_for_all(self._strategy)
         return prefix
+
+    def _sync(self, prefix: str) -> None:
+        if self._own_folder is None:
+            files.sync([*self._logs, *sorted(tf.io.gfile.glob(f"{prefix}.*"))])
 
     def _delete_own(self, folder: str) -> None:
         shutil.rmtree(folder)

@@ -44,6 +44,11 @@ class RunFiles:
         self.summaries = tf.summary.create_noop_writer()
         self._seconds, self._steps = 0.0, 0
 
+    @property
+    def logs(self) -> tuple[str, ...]:
+        """The files that rows are appended to; they need not be there yet."""
+        return self.metrics.path, self.evaluations.path, self.speed.path
+
     def _path(self, name: str) -> str:
         return os.path.join(self.model_dir, name)
 

@@ -27,7 +27,6 @@ from official_bert import (
     continuation,
     devices,
     disk_space,
-    dropout,
     guard,
     interruption,
     model_card,
@@ -37,12 +36,11 @@ from official_bert import (
     ranges,
     run_data,
 )
-from official_bert.global_batch import StepSettings
 from official_bert.input import PretrainDataConfig
 from official_bert.pretraining_task import with_heads_of_data
 from official_bert.run_checkpoints import RunCheckpoints
 from official_bert.run_files import TRAIN_SUMMARIES, RunFiles
-from official_bert.trainer import Trainer, TrainerConfig
+from official_bert.trainer import TrainerConfig, build_trainer
 from tf_lans import family
 from tfrecords import command, reader
 from tfrecords.errors import UserError
@@ -222,6 +220,7 @@ class _Run:
             global_step=self.trainer.global_step,
             interval=params.trainer.checkpoint_interval,
             initialize=self.trainer.initialize,
+            logs=self.files.logs,
             restored=None if "train" in mode else self._evaluated(),
         )
         # What a killed worker left there is gone by now.
@@ -409,56 +408,5 @@ _SHOWN = ("loss", "masked_lm_accuracy", "learning_rate", "skipped_steps")
 _SHORT = {"masked_lm_accuracy": "accuracy", "learning_rate": "lr", "skipped_steps": "skipped"}
 
 
-def build_trainer(
-    params: config_definitions.ExperimentConfig,
-    task: base_task.Task,
-    train: bool,
-    evaluate: bool,
-    settings: StepSettings | None = None,
-    stop: interruption.StopRequest | None = None,
-) -> Trainer:
-    """Model, optimizer with its slots, and the orbit trainer over them; nothing restored yet.
-
-    Args:
-      params: the whole config.
-      task: whose step is trained.
-      train: whether it will train.
-      evaluate: whether it will evaluate.
-      settings: how a step is carried out.
-      stop: ends a loop of steps.
-    """
-    settings = settings or StepSettings()
-    task.step_settings = settings
-    model = task.build_model()
-    trainer = params.trainer
-    optimizer = optimization.build_optimizer(trainer.optimizer_config, trainer.train_steps)
-    variables = task.trained_variables(model)
-    paths = [variable.name.split(":")[0] for variable in variables]
-    _check_exclusions(params, paths)
-    # Slots that exist before a restore are restored at once, and those of Model Garden's legacy
-    # optimizers cannot be created inside the loop of steps.
-    legacy = isinstance(optimizer, tf_keras.optimizers.legacy.Optimizer)
-    (optimizer._create_all_weights if legacy else optimizer.build)(variables)
-    if train:
-        dropout.install(model)
-        if isinstance(optimizer, family.BlockOptimizer):
-            optimizer.watch_gradients()
-    return Trainer(
-        params,
-        task,
-        stop=stop or interruption.StopRequest(),
-        loss_scale=settings.loss_scale,
-        model=model,
-        optimizer=optimizer,
-        train=train,
-        evaluate=evaluate,
-    )
-
-
 def _next_multiple(step: int, interval: int) -> int:
     return (step // interval + 1) * interval
-
-
-def _check_exclusions(params: config_definitions.ExperimentConfig, paths: list[str]) -> None:
-    if params.trainer.optimizer_config.optimizer.type in optimization.OPTIMIZERS:
-        optimization.check_patterns(params.trainer.optimizer_config, paths)

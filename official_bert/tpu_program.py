@@ -21,8 +21,8 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.distribute import distribute_lib, one_device_strategy
 from tensorflow.python.tpu import device_assignment, topology, tpu_system_metadata
 
-from official_bert import estimates, runner
-from official_bert.trainer import Trainer
+from official_bert import estimates
+from official_bert.trainer import Trainer, build_trainer
 from tf_lans import compiled_update
 from tfrecords import schema
 from tfrecords.errors import UserError
@@ -131,7 +131,7 @@ def trainer_of(
     try:
         with strategy.scope(), compiled_update.whole_blocks():
             task = task_factory.get_task(params.task)
-            yield runner.build_trainer(params, task, train=True, evaluate=False)
+            yield build_trainer(params, task, train=True, evaluate=False)
     finally:
         performance.set_mixed_precision_policy(before)
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from official.core import base_trainer, config_definitions
+import tf_keras
+from official.core import base_task, base_trainer, config_definitions
 
 from official_bert import cluster, dropout, optimization
+from official_bert.global_batch import StepSettings
 from official_bert.interruption import StopRequest
 from official_bert.loss_scaling import LossScale
 from tf_lans import family
@@ -155,3 +157,54 @@ class Trainer(base_trainer.Trainer):
         """The scalars of the loop's last step, for summaries."""
         self.join()
         return {name: value for name, value in self.step_rows[-1].items() if name != "step"}
+
+
+def build_trainer(
+    params: config_definitions.ExperimentConfig,
+    task: base_task.Task,
+    train: bool,
+    evaluate: bool,
+    settings: StepSettings | None = None,
+    stop: StopRequest | None = None,
+) -> Trainer:
+    """Model, optimizer with its slots, and the orbit trainer over them; nothing restored yet.
+
+    Args:
+      params: the whole config.
+      task: whose step is trained.
+      train: whether it will train.
+      evaluate: whether it will evaluate.
+      settings: how a step is carried out.
+      stop: ends a loop of steps.
+    """
+    settings = settings or StepSettings()
+    task.step_settings = settings
+    model = task.build_model()
+    trainer = params.trainer
+    optimizer = optimization.build_optimizer(trainer.optimizer_config, trainer.train_steps)
+    variables = task.trained_variables(model)
+    paths = [variable.name.split(":")[0] for variable in variables]
+    _check_exclusions(params, paths)
+    # Slots that exist before a restore are restored at once, and those of Model Garden's legacy
+    # optimizers cannot be created inside the loop of steps.
+    legacy = isinstance(optimizer, tf_keras.optimizers.legacy.Optimizer)
+    (optimizer._create_all_weights if legacy else optimizer.build)(variables)
+    if train:
+        dropout.install(model)
+        if isinstance(optimizer, family.BlockOptimizer):
+            optimizer.watch_gradients()
+    return Trainer(
+        params,
+        task,
+        stop=stop or StopRequest(),
+        loss_scale=settings.loss_scale,
+        model=model,
+        optimizer=optimizer,
+        train=train,
+        evaluate=evaluate,
+    )
+
+
+def _check_exclusions(params: config_definitions.ExperimentConfig, paths: list[str]) -> None:
+    if params.trainer.optimizer_config.optimizer.type in optimization.OPTIMIZERS:
+        optimization.check_patterns(params.trainer.optimizer_config, paths)

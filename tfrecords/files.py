@@ -6,7 +6,7 @@ import hashlib
 import os
 import pathlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import filelock
 import tensorflow as tf
@@ -40,7 +40,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     temporary = f"{path}{PARTIAL}{uuid.uuid4().hex[:12]}"
     try:
         yield temporary
-        _sync(temporary, path)
+        if os.path.isfile(temporary):
+            _to_disk(temporary, path)
         tf.io.gfile.rename(temporary, path, overwrite=True)
     except _FILE_SYSTEM_ERRORS as error:
         raise OSError(f"cannot write {path}: {error.message}") from error
@@ -49,14 +50,31 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
             tf.io.gfile.remove(temporary)
 
 
-def _sync(temporary: str, path: str) -> None:
-    if "://" in path or not os.path.isfile(temporary):
-        return
+def sync(paths: Iterable[str]) -> None:
+    """Returns when files and their names are on the disk, where they are local and exist.
+
+    For a machine that may lose its power; object stores have what they have acknowledged.
+
+    Args:
+        paths: the files.
+
+    Raises:
+        OSError: the file system cannot keep one.
+    """
+    local = [path for path in paths if os.path.isfile(path)]
+    for path in (*local, *sorted({os.path.dirname(path) or "." for path in local})):
+        _to_disk(path, path)
+
+
+def _to_disk(path: str, named: str) -> None:
     try:
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:  # which is where network file systems say that they are full
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
+        raise OSError(f"cannot write {named}: {error.strerror}") from error
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:

@@ -9,7 +9,8 @@ import tensorflow as tf
 import tf_keras
 from official.core import config_definitions, task_factory
 
-from official_bert import configuration, runner
+from official_bert import configuration
+from official_bert.trainer import build_trainer
 from tfrecords.tokenization import Tokenizer
 from tfrecords.vocabulary import CLS, MASK, SEP, Vocabulary
 
@@ -31,7 +32,7 @@ def write(
     """
     tf_keras.utils.set_random_seed(3)
     task = task_factory.get_task(params.task)
-    trainer = runner.build_trainer(params, task, train=True, evaluate=False)
+    trainer = build_trainer(params, task, train=True, evaluate=False)
     noise = np.random.default_rng(5)
     size = 0.04 * (768 / params.task.model.encoder.get().hidden_size) ** 0.5
     for variable in trainer.model.variables:

@@ -25,6 +25,7 @@ from official_bert import (
 from official_bert.global_batch import StepSettings
 from official_bert.input import TOKENIZER_CONFIG, kept_casing
 from official_bert.loss_scaling import INITIAL, LossScale
+from official_bert.trainer import build_trainer
 from tests.bert import pretrained_runs
 from tests.bert.half_precision import assert_same_norms
 from tfrecords.errors import UserError
@@ -278,7 +279,7 @@ def test_a_fixed_loss_scale_is_the_configs(tmp_path, tiny) -> None:
     task = runner.task_factory.get_task(params.task)
 
     def restored(scale: LossScale) -> float:
-        trainer = runner.build_trainer(
+        trainer = build_trainer(
             params, task, train=True, evaluate=False, settings=StepSettings(loss_scale=scale)
         )
         manager = run_checkpoints.RunCheckpoints(

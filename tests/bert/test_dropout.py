@@ -9,8 +9,9 @@ import tf_keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from official_bert import dropout, interruption, runner
+from official_bert import dropout, interruption
 from official_bert.pretraining_task import LargeBatchPretrainTask
+from official_bert.trainer import build_trainer
 
 
 def mask(rate: float, key, shape=(64, 257), dtype=tf.float32) -> np.ndarray:
@@ -103,7 +104,7 @@ def test_a_step_draws_nothing_from_a_stateful_generator(tiny) -> None:
     rate = "task__model__encoder__bert__"
     params = tiny(**{f"{rate}dropout_rate": 0.1, f"{rate}attention_dropout_rate": 0.1})
     task = LargeBatchPretrainTask(params.task)
-    trainer = runner.build_trainer(params, task, train=True, evaluate=False)
+    trainer = build_trainer(params, task, train=True, evaluate=False)
     batch = next(iter(task.build_inputs(params.task.train_data)))
     layers = [layer for layer in trainer.model._flatten_layers() if hasattr(layer, "rate")]
     # embeddings; attention, its output and the block's for each of two blocks; the head's

@@ -8,8 +8,9 @@ import tensorflow as tf
 import tf_keras
 from official.nlp.tasks import masked_lm
 
-from official_bert import devices, pretraining_task, runner
+from official_bert import devices, pretraining_task
 from official_bert.pretraining_task import LargeBatchPretrainTask
+from official_bert.trainer import build_trainer
 from tests.bert import cut_batches
 from tests.bert.cut_batches import STEPS, split, train
 from tests.bert.workers import run_workers
@@ -245,7 +246,7 @@ def test_the_logged_norms_are_those_of_the_shares(
     assert strategy.num_replicas_in_sync == (2 if distribution == "mirrored" else 1)
     with strategy.scope():
         task = LargeBatchPretrainTask(params.task)
-        trainer = runner.build_trainer(params, task, train=True, evaluate=False)
+        trainer = build_trainer(params, task, train=True, evaluate=False)
     first = next(iter(task.build_inputs(params.task.train_data)))
     whole = {name: tensor.numpy() for name, tensor in first.items()}
     shares = shares_of_gradient(task, trainer.model.get_weights(), whole, pieces)

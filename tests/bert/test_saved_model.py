@@ -28,12 +28,12 @@ from official_bert import (
     configuration,
     experiments,
     finetune,
-    runner,
     saved_encoders,
     starting_point,
 )
 from official_bert.export import __main__ as export
 from official_bert.export import source
+from official_bert.trainer import build_trainer
 from tests import conftest
 from tfrecords import tokenization
 from tfrecords.errors import UserError
@@ -96,9 +96,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     experiments.register()
     files = [str(folder / "model.yaml"), str(folder / "run.yaml")]
     params = configuration.load(experiments.PRETRAINING, files)
-    trainer = runner.build_trainer(
-        params, task_factory.get_task(params.task), train=True, evaluate=False
-    )
+    trainer = build_trainer(params, task_factory.get_task(params.task), train=True, evaluate=False)
     randomize(trainer.model.variables, 1)
     trainer.optimizer.build(trainer.model.trainable_variables)
     run = folder / "run"

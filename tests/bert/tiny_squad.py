@@ -10,7 +10,8 @@ import tf_keras
 import yaml
 from official.core import task_factory
 
-from official_bert import configuration, experiments, runner
+from official_bert import configuration, experiments
+from official_bert.trainer import build_trainer
 
 WORDS = ["the", "of", "is", "and", "in", "red", "blue", "large", "small", "colour", "size"]
 WORDS += ["green", "box", "lamp", "chair", "door", "what"]
@@ -82,7 +83,7 @@ def make_folder(root: pathlib.Path) -> pathlib.Path:
     task = task_factory.get_task(params.task)
     # Finetuning learns from any such weights, but not from all in as few steps.
     tf_keras.utils.set_random_seed(0)
-    trainer = runner.build_trainer(params, task, train=True, evaluate=False)
+    trainer = build_trainer(params, task, train=True, evaluate=False)
     run = root / "pretraining"
     run.mkdir()
     configuration.save(params, str(run))
