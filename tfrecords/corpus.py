@@ -32,6 +32,16 @@ _FOREIGN = (
     (re.compile(rb"\x28\xb5\x2f\xfd"), "Zstandard", "unzstd"),
     (re.compile(rb"\x1f\x8b\x08"), "gzip", "gunzip"),
     (re.compile(rb"PK\x03\x04"), "zip", "unzip"),
+    (re.compile(rb"\x04\x22\x4d\x18"), "LZ4", "unlz4"),
+    (re.compile(rb"\x1f\x9d"), "compress", "uncompress"),
+    (re.compile(rb"7z\xbc\xaf\x27\x1c"), "7-Zip", "7z x"),
+)
+_TABLE = "write its rows as JSON lines, and give --text_field"
+# What else such files are, and how to make text of them.
+_BINARY = (
+    (re.compile(rb"PAR1\x15"), "a Parquet file", _TABLE),
+    (re.compile(rb"ARROW1\0\0|\xff{4}"), "an Arrow file", _TABLE),
+    (re.compile(rb"%PDF-[12]\."), "a PDF file", "extract its text, with pdftotext for instance"),
 )
 _BLOCK_BYTES = 1 << 18
 
@@ -379,6 +389,9 @@ def _check_is_text(path: str, beginning: bytes) -> None:
                 f"once in a file whose name ends in {_COMPRESSED}: decompress it with {tool}, or "
                 "leave it out of --input"
             )
+    for magic, kind, remedy in _BINARY:
+        if magic.match(beginning):
+            raise UserError(f"{path} is {kind}; expected text: {remedy}")
 
 
 @contextlib.contextmanager

@@ -1,13 +1,10 @@
 """Files to documents: every format, whole, in blocks and in chunks; what is no text."""
 
-import bz2
 import gzip
 import json
-import lzma
 import pathlib
 import re
 import sys
-import tarfile
 from unittest import mock
 
 import pytest
@@ -399,27 +396,3 @@ def test_text_that_shrinks_while_it_is_read_is_told(
         assert [reader.documents(chunk) for chunk in chunks[:2]] == [[["one"]], [["two"]]]
         with pytest.raises(UserError, match=f"{path} is shorter than it was when it was scanned"):
             reader.documents(chunks[2])
-
-
-@pytest.mark.parametrize(
-    ("name", "compress"),
-    [
-        ("bzip2", bz2.compress),
-        ("xz", lzma.compress),
-        ("Zstandard", lambda text: b"\x28\xb5\x2f\xfd" + text),
-        ("gzip", gzip.compress),
-    ],
-)
-def test_other_compressions_are_named(name, compress, tmp_path) -> None:
-    path = tmp_path / "text.txt"
-    path.write_bytes(compress(b"One sentence.\n\nAnother one.\n"))
-    (file,) = corpus.find(str(path))
-    for read in (lambda: corpus.scan(file, corpus.TextFormat(), 1), lambda: [*corpus.lines(file)]):
-        with pytest.raises(UserError, match=f"text.txt is compressed with {name}; expected text"):
-            read()
-    with tarfile.open(path, "w") as archive:
-        archive.addfile(tarfile.TarInfo("one.txt"))
-    with pytest.raises(UserError, match="text.txt is an archive of tar; expected text"):
-        corpus.scan(file, corpus.TextFormat(), 1)
-    path.write_text("BZh is how bzip2 begins.\n")
-    assert corpus.scan(file, corpus.TextFormat(), 1).num_documents == 1
