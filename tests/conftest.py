@@ -37,3 +37,12 @@ def shared_data() -> pathlib.Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("real corpora are absent: no ../shared/data beside the checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def example_shards(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The shards that all tests of the examples read."""
+    # Not at the top: it imports what builds shards, which the tests of optimizers can do without.
+    from tests import examples
+
+    return examples.make_shards(tmp_path_factory.mktemp("examples"))

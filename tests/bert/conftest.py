@@ -5,13 +5,17 @@ import pydoc_data.topics
 from collections.abc import Callable
 
 import pytest
+import tf_keras
 from official.core import config_definitions
 
 import tfrecords
 import tfrecords.build
 import tfrecords.vocabulary
 from official_bert import configuration, experiments
-from tests.bert import pretrained_runs
+from tests.bert import pretrained_runs, tiny_squad
+
+# Helpers that compare show in what two values differ, as tests do.
+pytest.register_assert_rewrite("tests.bert.predictions", "tests.bert.resumed_runs")
 
 VOCAB_SIZE = 1024
 SHORT, LONG = 32, 64
@@ -116,3 +120,30 @@ def pretrained_run(
     folder = tmp_path_factory.mktemp("pretrained") / "run"
     pretrained_runs.write(tiny(), shards, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def published_bert(
+    pretrained_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """The run's model as a BERT is published on Hugging Face."""
+    # Not at the top: it imports KerasHub, which takes seconds and few tests need.
+    from official_bert.export import __main__ as export
+
+    output = tmp_path_factory.mktemp("published") / "bert"
+    assert not export.main(
+        ["--format=huggingface", f"--model_dir={pretrained_run}", f"--output_dir={output}"]
+    )
+    return output
+
+
+@pytest.fixture(scope="session")
+def squad_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Small questions and a pretraining run, which the tests of predictions finetune and ask."""
+    return tiny_squad.make_folder(tmp_path_factory.mktemp("predict"))
+
+
+@pytest.fixture
+def _nothing_to_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that build nothing leave nothing to clear, which takes seconds."""
+    monkeypatch.setattr(tf_keras.backend, "clear_session", lambda: None)

@@ -1,4 +1,4 @@
-"""Published BERTs in all their spellings, what is refused, and training that starts from one."""
+"""Published BERTs in all their spellings, and what is refused of them."""
 
 import json
 import pathlib
@@ -13,38 +13,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 from official.core import task_factory
-from official.nlp.configs import encoders
 from safetensors import numpy as safetensors_numpy
 
-from official_bert import (
-    checkpoints,
-    configuration,
-    convert,
-    experiments,
-    metrics_log,
-    starting_point,
-    train,
-)
+from official_bert import convert
 from official_bert.export import __main__ as export
 from official_bert.export import architecture, hugging_face, source, weight_map
 from tests.bert.conftest import VOCAB_SIZE
-from tfrecords.errors import UserError
 
 Tensors = dict[str, np.ndarray]
 
 
-@pytest.fixture(scope="module")
-def folder(pretrained_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    output = tmp_path_factory.mktemp("published") / "bert"
-    assert not export.main(
-        ["--format=huggingface", f"--model_dir={pretrained_run}", f"--output_dir={output}"]
-    )
-    return output
-
-
 @pytest.fixture
-def published(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
-    """Makes a folder like `folder`, with other tensors, another config, without some files."""
+def published(published_bert: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
+    """Makes one like `published_bert`: other tensors, another config, without some files."""
 
     def make(
         change: Callable[[Tensors], Tensors] = dict,
@@ -52,10 +33,10 @@ def published(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., pat
         without: tuple[str, ...] = (),
     ) -> pathlib.Path:
         copy = tmp_path / "published"
-        shutil.copytree(folder, copy, dirs_exist_ok=True)
-        tensors = change(safetensors_numpy.load_file(folder / "model.safetensors"))
+        shutil.copytree(published_bert, copy, dirs_exist_ok=True)
+        tensors = change(safetensors_numpy.load_file(published_bert / "model.safetensors"))
         safetensors_numpy.save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-        described = json.loads((folder / "config.json").read_text()) | dict(config or {})
+        described = json.loads((published_bert / "config.json").read_text()) | dict(config or {})
         kept = {name: value for name, value in described.items() if value is not None}
         (copy / "config.json").write_text(json.dumps(kept))
         for name in without:
@@ -94,15 +75,18 @@ def tied(tensors: Tensors) -> Tensors:
 
 @pytest.mark.parametrize("change", [old_spelling, tied])
 def test_other_spellings_hold_the_same_weights(
-    change: Callable[[Tensors], Tensors], published: Callable[..., pathlib.Path], folder
+    change: Callable[[Tensors], Tensors], published: Callable[..., pathlib.Path], published_bert
 ) -> None:
     read = hugging_face.read(str(published(change)))
-    assert_same(read.arrays, arrays(folder))
+    assert_same(read.arrays, arrays(published_bert))
     assert not read.warnings
 
 
 def test_a_bare_encoder_says_what_it_lacks(
-    published: Callable[..., pathlib.Path], folder, tmp_path, caplog: pytest.LogCaptureFixture
+    published: Callable[..., pathlib.Path],
+    published_bert,
+    tmp_path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As sentence encoders are published: no `bert.` in front, no heads, no pooler."""
 
@@ -123,7 +107,7 @@ def test_a_bare_encoder_says_what_it_lacks(
     marker = json.loads((output / "exported.json").read_text())
     assert marker["untrained"] == ["pooler", "masked-LM head", "next-sentence head"]
     ours = architecture.arrays(back.model)
-    for name, array in arrays(folder).items():
+    for name, array in arrays(published_bert).items():
         if not name.startswith(weight_map.HEADS):
             np.testing.assert_array_equal(ours[name], array, err_msg=name)
     # A run with a next-sentence head starts from it all the same.
@@ -135,12 +119,14 @@ def test_a_bare_encoder_says_what_it_lacks(
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
-def test_other_precisions_are_read(dtype, published: Callable[..., pathlib.Path], folder) -> None:
+def test_other_precisions_are_read(
+    dtype, published: Callable[..., pathlib.Path], published_bert
+) -> None:
     def cast(tensors: Tensors) -> Tensors:
         return {name: tensor.astype(dtype) for name, tensor in tensors.items()}
 
     theirs = hugging_face.read(str(_with_raw(published(), cast))).arrays
-    for name, array in arrays(folder).items():
+    for name, array in arrays(published_bert).items():
         assert theirs[name].dtype == np.float32
         np.testing.assert_array_equal(theirs[name], array.astype(dtype).astype(np.float32))
 
@@ -164,7 +150,7 @@ def _with_raw(folder: pathlib.Path, change: Callable[[Tensors], Tensors]) -> pat
     return folder
 
 
-def test_weights_in_pieces_are_read(published: Callable[..., pathlib.Path], folder) -> None:
+def test_weights_in_pieces_are_read(published: Callable[..., pathlib.Path], published_bert) -> None:
     copy = published()
     tensors = safetensors_numpy.load_file(copy / "model.safetensors")
     names = sorted(tensors)
@@ -174,18 +160,18 @@ def test_weights_in_pieces_are_read(published: Callable[..., pathlib.Path], fold
     index = {name: piece for piece, own in pieces.items() for name in own}
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     (copy / "model.safetensors").unlink()
-    assert_same(arrays(copy), arrays(folder))
+    assert_same(arrays(copy), arrays(published_bert))
 
 
 def test_a_vocabulary_can_come_from_tokenizer_json(
-    published: Callable[..., pathlib.Path], folder
+    published: Callable[..., pathlib.Path], published_bert
 ) -> None:
     copy = published(without=("vocab.txt", "tokenizer_config.json"))
-    read, whole = hugging_face.read(str(copy)), hugging_face.read(str(folder))
+    read, whole = hugging_face.read(str(copy)), hugging_face.read(str(published_bert))
     assert read.vocabulary.tokens == whole.vocabulary.tokens
     assert read.lower_case and not hugging_face.read(str(copy), lower_case=False).lower_case
-    given = hugging_face.read(str(copy), str(folder / "vocab.txt"))
-    assert given.lower_case is True and given.vocabulary.path == str(folder / "vocab.txt")
+    given = hugging_face.read(str(copy), str(published_bert / "vocab.txt"))
+    assert given.lower_case is True and given.vocabulary.path == str(published_bert / "vocab.txt")
 
 
 def test_more_embedding_rows_than_words_are_filled_up(
@@ -220,7 +206,7 @@ def test_small_differences_are_said(
     assert len(warnings) == 1 and warning in warnings[0]
 
 
-def test_null_is_absent(published: Callable[..., pathlib.Path], folder) -> None:
+def test_null_is_absent(published: Callable[..., pathlib.Path], published_bert) -> None:
     copy = published()
     described = json.loads((copy / "config.json").read_text())
     names = ("type_vocab_size", "hidden_dropout_prob", "layer_norm_eps", "is_decoder")
@@ -373,83 +359,20 @@ def test_damaged_and_foreign_files_are_refused(
     assert f"has {VOCAB_SIZE + 1} entries, the model {VOCAB_SIZE} embedding rows" in line
 
 
-def test_the_command_line_is_checked(folder: pathlib.Path, tmp_path: pathlib.Path, capsys) -> None:
+def test_the_command_line_is_checked(
+    published_bert: pathlib.Path, tmp_path: pathlib.Path, capsys
+) -> None:
     assert "0 folders given; expected one" in failure([], tmp_path, capsys)
-    assert "2 folders given" in failure([str(folder)] * 2, tmp_path, capsys)
+    assert "2 folders given" in failure([str(published_bert)] * 2, tmp_path, capsys)
     assert "none is not a folder" in failure([str(tmp_path / "none")], tmp_path, capsys)
-    assert convert.main([str(folder), f"--output_dir={tmp_path / 'o'}", "--from=onnx"]) == 2
+    assert convert.main([str(published_bert), f"--output_dir={tmp_path / 'o'}", "--from=onnx"]) == 2
     assert "onnx" in capsys.readouterr().err
     full = tmp_path / "full"
     full.mkdir()
     (full / "precious").write_text("")
-    arguments = ["--from=huggingface", str(folder), f"--output_dir={full}"]
+    arguments = ["--from=huggingface", str(published_bert), f"--output_dir={full}"]
     assert convert.main(arguments) == 2
     assert "is not empty (it holds precious)" in capsys.readouterr().err
     assert convert.main([*arguments, "--overwrite"]) == 2
     assert "is not an earlier export" in capsys.readouterr().err
     assert [path.name for path in full.iterdir()] == ["precious"]
-
-
-@pytest.fixture(scope="module")
-def converted(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    output = tmp_path_factory.mktemp("converted") / "bert"
-    assert not convert.main(["--from=huggingface", str(folder), f"--output_dir={output}"])
-    return output
-
-
-def test_pretraining_goes_on_from_it_as_from_the_run(
-    converted: pathlib.Path, pretrained_run: pathlib.Path, tiny_arguments, tmp_path: pathlib.Path
-) -> None:
-    """Four steps with the next-sentence loss: the same numbers as from the checkpoint itself."""
-    config, override = tiny_arguments
-    logs = []
-    for start in (converted, pretrained_run):
-        run = tmp_path / f"run{len(logs)}"
-        more = f"{override},task.init_checkpoint={start},trainer.train_steps=4"
-        arguments = [f"--config_file={config}", f"--params_override={more}", "--mode=train"]
-        assert not train.main([*arguments, f"--model_dir={run}"])
-        logs.append(metrics_log.read(run / metrics_log.METRICS))
-    assert len(logs[0]) == 4
-    for ours, theirs in zip(*logs, strict=True):
-        for name in ("loss", "masked_lm_loss", "next_sentence_loss", "gradient_norm"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-6), name
-
-
-def test_another_vocabulary_size_is_refused_with_the_override(
-    converted: pathlib.Path, tiny_arguments, tmp_path: pathlib.Path, capsys
-) -> None:
-    config, override = tiny_arguments
-    more = f"{override},task.init_checkpoint={converted},task.model.encoder.bert.vocab_size=1030"
-    arguments = [f"--config_file={config}", f"--params_override={more}", "--mode=train"]
-    assert train.main([*arguments, f"--model_dir={tmp_path / 'run'}"]) == 2
-    error = capsys.readouterr().err
-    assert "task.model.encoder.bert.vocab_size is 1030" in error
-    assert f"--params_override=task.model.encoder.bert.vocab_size={VOCAB_SIZE}" in error
-    assert f"--config_file={converted}/params.yaml" in error
-
-
-def test_the_sizes_can_be_taken_over_from_its_params(converted: pathlib.Path, tiny_yaml) -> None:
-    params = configuration.load(
-        experiments.PRETRAINING, [tiny_yaml, str(converted / "params.yaml")]
-    )
-    assert params.task.model.encoder.get().vocab_size == VOCAB_SIZE
-    assert params.trainer.train_steps == 6
-
-
-def test_an_encoder_with_fewer_layers_is_refused(converted: pathlib.Path, tiny) -> None:
-    params = tiny(task__model__encoder__bert__num_layers=1)
-    encoder = encoders.build_encoder(params.task.model.encoder)
-    before = [variable.numpy() for variable in encoder.variables]
-    with pytest.raises(UserError, match=r"another architecture.*39 variables, the config's 23"):
-        checkpoints.restore_encoder(starting_point.find(str(converted)).checkpoint, encoder)
-    for array, variable in zip(before, encoder.variables, strict=True):
-        np.testing.assert_array_equal(array, variable)
-
-
-def test_finetuning_starts_from_it(converted: pathlib.Path, pretrained_run: pathlib.Path) -> None:
-    start = starting_point.find(str(converted))
-    encoder = encoders.build_encoder(start.encoder)
-    checkpoints.restore_encoder(start.checkpoint, encoder)
-    trained = source.load(str(pretrained_run)).model.encoder_network
-    for ours, theirs in zip(encoder.variables, trained.variables, strict=True):
-        np.testing.assert_array_equal(ours, theirs, err_msg=ours.name)

@@ -1,4 +1,4 @@
-"""Runs that are stopped, whose checkpoints are damaged, whose disk is full, whose loss is lost."""
+"""Runs that are stopped, damaged or short of disk go on, and end as if undisturbed."""
 
 import json
 import os
@@ -9,17 +9,21 @@ import subprocess
 import sys
 import threading
 
-import numpy as np
 import pytest
-import tensorflow as tf
 from absl import flags
 
-from official_bert import checkpoints, guard, interruption, metrics_log, run_files, runner, train
+from official_bert import checkpoints, interruption, metrics_log, run_files, runner, train
+from tests.bert.resumed_runs import (
+    SCHEDULE,
+    STEPS,
+    arguments,
+    assert_same_run,
+    keep_oldest,
+    tensors,
+)
 from tfrecords import files
 from tfrecords.errors import UserError
 
-SCHEDULE = "trainer__optimizer_config__learning_rate__warmup_constant_decay__"
-STEPS = 12
 LONG_S = 300.0  # until a broken test gives up; nothing that passes waits for it
 
 
@@ -41,49 +45,6 @@ def whole(tmp_path_factory, with_dropout) -> pathlib.Path:
     model_dir = tmp_path_factory.mktemp("whole")
     runner.run(with_dropout(), str(model_dir))
     return model_dir
-
-
-def tensors(model_dir: pathlib.Path) -> dict[str, np.ndarray]:
-    """Of the last checkpoint; how often a run was saved is its own affair."""
-    reader = tf.train.load_checkpoint(str(model_dir))
-    names = reader.get_variable_to_shape_map()
-    return {
-        name: reader.get_tensor(name)
-        for name in names
-        if "save_counter" not in name and "OBJECT_GRAPH" not in name
-    }
-
-
-def assert_same_run(model_dir: pathlib.Path, whole: pathlib.Path) -> None:
-    """Every logged number, every weight and every moment, bit for bit."""
-    for name in (metrics_log.METRICS, metrics_log.EVALUATIONS):
-        assert (model_dir / name).read_text() == (whole / name).read_text()
-    found, expected = tensors(model_dir), tensors(whole)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].tobytes() == value.tobytes(), name
-
-
-def keep_oldest(model_dir: pathlib.Path, count: int) -> list[int]:
-    """Leaves the first checkpoints of a run, as a kill would have; their steps."""
-    found = checkpoints.listed(str(model_dir))
-    checkpoints.write_list(str(model_dir), found[:count])
-    for prefix in found[count:]:
-        for path in model_dir.glob(f"{pathlib.Path(prefix).name}.*"):
-            path.unlink()
-    return [int(prefix.rpartition("-")[2]) for prefix in found[:count]]
-
-
-def arguments(model_dir: pathlib.Path, tiny_arguments, *overrides: str) -> list[str]:
-    config_file, data = tiny_arguments
-    bert = "task.model.encoder.bert"
-    text = [data, f"{bert}.dropout_rate=0.1,{bert}.attention_dropout_rate=0.1"]
-    text += [f"trainer.train_steps={STEPS},trainer.max_to_keep=3", *overrides]
-    return [
-        f"--config_file={config_file}",
-        f"--model_dir={model_dir}",
-        f"--params_override={','.join(text)}",
-    ]
 
 
 def test_sigterm_saves_at_a_step_boundary_and_asks_to_be_started_again(
@@ -263,114 +224,6 @@ def test_a_full_disk_ends_the_run_and_spares_what_was_saved(
     assert all(int(name.split("-")[1].split("_")[0]) <= 4 for name in numbers), numbers
     runner.run(with_dropout(), str(tmp_path))
     assert_same_run(tmp_path, whole)
-
-
-def test_a_run_that_diverges_ends(tmp_path, tiny) -> None:
-    """At a rate of 1e30 the weights leave float32 after one update; the gradients are NaN."""
-    rate = {f"{SCHEDULE}peak_learning_rate": 1e30}
-    params = tiny(trainer__train_steps=40, trainer__max_skipped_steps=5, **rate)
-    with pytest.raises(UserError, match="not finite, 5 in a row") as caught:
-        runner.run(params, str(tmp_path), "train")
-    rows = metrics_log.read(tmp_path / metrics_log.METRICS)
-    last = rows[-1]["step"]
-    assert last < 12 and rows[-1]["skipped_steps"] >= 5
-    assert "largest gradient norms by block" in str(caught.value)
-    assert "ckpt-" in str(caught.value)
-    assert checkpoints.latest(str(tmp_path))
-    # Started again it ends at once: the count is in the log.
-    with pytest.raises(UserError, match="in a row"):
-        runner.run(params, str(tmp_path), "train")
-
-
-def test_the_guard_counts_over_restarts() -> None:
-    def rows(*skipped: int) -> list[dict]:
-        return [{"step": n, "skipped_steps": count} for n, count in enumerate(skipped, start=1)]
-
-    counting = guard.SkippedStepsGuard(3, rows(0, 1, 2))
-    assert counting.in_a_row == 2
-    assert counting.see(rows(2)) is None and counting.in_a_row == 0
-    assert counting.see(rows(3, 4)) is None
-    assert counting.see(rows(5)) == {"step": 1, "skipped_steps": 5}
-    inside = guard.SkippedStepsGuard(2)
-    assert inside.see(rows(1, 2, 3, 3)) is None
-    assert inside.see(rows(4, 5, 6))["step"] == 3 and inside.in_a_row == 3
-    lost = guard.SkippedStepsGuard(2)
-    assert lost.see([{"step": 1, "loss": None}, {"step": 2, "loss": float("nan")}])["step"] == 2
-    raised = guard.SkippedStepsGuard(2, rows(1, 2, 2, 2))
-    assert raised.in_a_row == 0 and raised.see(rows(3)) is None
-    message = str(guard.diverged({"step": 9, "loss": None}, 3, {"a": 1.0, "b": np.nan}, "ckpt-4"))
-    assert "steps 7 to 9" in message and "b nan, a 1" in message
-
-
-# The one decays from step 5 on, the other from step 9 on; both have warmed up after step 2.
-SHORT = {"trainer__train_steps": 6, f"{SCHEDULE}constant_steps": 2}
-LONG = {"trainer__train_steps": 10, f"{SCHEDULE}constant_steps": 6}
-
-
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory, tiny) -> pathlib.Path:
-    """A run that was as long from the start."""
-    model_dir = tmp_path_factory.mktemp("planned")
-    runner.run(tiny(**LONG), str(model_dir), "train")
-    return model_dir
-
-
-def stop_at(step: int, model_dir: pathlib.Path, params, monkeypatch) -> None:
-    """Runs until a step, as SIGTERM would end it there: the loop after the request is one step."""
-    stop = interruption.StopRequest()
-    add_steps = run_files.RunFiles.add_steps
-
-    def then_ask(self, rows, seconds, summary):
-        add_steps(self, rows, seconds, summary)
-        if rows[-1]["step"] == step - 1:
-            stop.set()
-
-    if step == 1:
-        stop.set()
-    with monkeypatch.context() as patch, pytest.raises(interruption.Stopped):
-        patch.setattr(run_files.RunFiles, "add_steps", then_ask)
-        runner.run(params.replace(trainer=params.trainer.replace(steps_per_loop=1)),
-                   str(model_dir), "train", stop=stop)  # fmt: skip
-    assert [row["step"] for row in metrics_log.read(model_dir / metrics_log.METRICS)] == list(
-        range(1, step + 1)
-    )
-
-
-@pytest.mark.parametrize("step", [1, 4])
-def test_a_run_on_its_plateau_may_be_lengthened(
-    tmp_path, tiny, planned, monkeypatch, step: int
-) -> None:
-    """Up to the plateau's last step; before it, too. It ends as one that was planned so."""
-    run = tmp_path / "run"
-    stop_at(step, run, tiny(**SHORT), monkeypatch)
-    runner.run(tiny(**LONG), str(run), "train")
-    assert (run / "metrics.jsonl").read_text().splitlines()[-1] == (
-        planned / "metrics.jsonl"
-    ).read_text().splitlines()[-1]
-    found, expected = tensors(run), tensors(planned)
-    for name, value in expected.items():
-        assert found[name].tobytes() == value.tobytes(), name
-    changes = [json.loads(line) for line in (run / "changes.jsonl").read_text().splitlines()]
-    assert {(row["field"].split(".")[-1], row["was"], row["now"]) for row in changes} == {
-        ("constant_steps", 2, 6), ("total_steps", 6, 10), ("train_steps", 6, 10)
-    }  # fmt: skip
-    assert {row["step"] for row in changes} == {step}
-
-
-def test_a_run_that_decays_may_not_be_lengthened(tmp_path, tiny, planned, monkeypatch) -> None:
-    """Its last step has had another rate than a longer plateau would have given it."""
-    run = tmp_path / "run"
-    stop_at(5, run, tiny(**SHORT), monkeypatch)
-    with pytest.raises(UserError, match="constant_steps was 2, now 6.*gives step 5, of 5 done"):
-        runner.run(tiny(**LONG), str(run), "train")
-    finished = tmp_path / "finished"
-    shutil.copytree(planned, finished)
-    with pytest.raises(UserError, match="constant_steps was 6, now 8.*gives step 9"):
-        longer = {"trainer__train_steps": 12, f"{SCHEDULE}constant_steps": 8}
-        runner.run(tiny(**longer), str(finished), "train")
-    steeper = {**LONG, f"{SCHEDULE}peak_learning_rate": 0.06}
-    with pytest.raises(UserError, match="peak_learning_rate was 0.05, now 0.06"):
-        runner.run(tiny(**steeper), str(finished), "train")
 
 
 def test_params_yaml_is_enough_to_rerun(tmp_path, whole) -> None:

@@ -22,7 +22,7 @@ from official_bert.input import PretrainDataLoader
 from official_bert.pretraining_task import LargeBatchPretrainTask
 from tests.bert import acting_job
 from tests.bert.conftest import SHORT
-from tests.bert.test_interruption import arguments, assert_same_run, keep_oldest
+from tests.bert.resumed_runs import arguments, assert_same_run, keep_oldest
 from tfrecords.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
