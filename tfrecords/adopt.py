@@ -220,26 +220,7 @@ def adopt(
     with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
         heads = list(pool.map(foreign.head, every))
     layout, compression = foreign.common(heads, options["seq_length"])
-    splits = {}
-    total = sum(tf.io.gfile.stat(path).length for path in every)
-    with command.progress(total=total, desc="adopt", unit="B", unit_scale=True) as bar:
-        for split, own in paths.items():
-            found = [
-                foreign.indexed(
-                    path,
-                    name=stored_path(path, output_dir),
-                    layout=layout,
-                    compression=compression,
-                    vocabulary=vocabulary,
-                    bar=bar,
-                )
-                for path in own
-            ]
-            splits[split] = SplitCounts(
-                shards=tuple(shard for shard, _ in found),
-                random_next=sum(random_next for _, random_next in found),
-            )
-    print()
+    splits = _indexed(paths, layout, compression, vocabulary, output_dir)
     manifest = Manifest(
         directory=output_dir,
         format_version=FORMAT_VERSION,
@@ -267,6 +248,38 @@ def adopt(
     files.write_bytes(manifest.vocabulary_file, vocabulary.content)
     manifest.save()
     return manifest
+
+
+def _indexed(
+    paths: Mapping[str, Sequence[str]],
+    layout: foreign.Layout,
+    compression: str,
+    vocabulary: Vocabulary,
+    output_dir: str,
+) -> dict[str, SplitCounts]:
+    """Every record read once, behind a progress bar."""
+    splits = {}
+    every = itertools.chain(*paths.values())
+    total = sum(tf.io.gfile.stat(path).length for path in every)
+    with command.progress(total=total, desc="adopt", unit="B", unit_scale=True) as bar:
+        for split, own in paths.items():
+            found = [
+                foreign.indexed(
+                    path,
+                    name=stored_path(path, output_dir),
+                    layout=layout,
+                    compression=compression,
+                    vocabulary=vocabulary,
+                    bar=bar,
+                )
+                for path in own
+            ]
+            splits[split] = SplitCounts(
+                shards=tuple(shard for shard, _ in found),
+                random_next=sum(random_next for _, random_next in found),
+            )
+    print()
+    return splits
 
 
 def body(flag_values: flags.FlagValues) -> None:
