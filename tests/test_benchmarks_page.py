@@ -178,25 +178,30 @@ def test_an_empty_folder_is_told(tmp_path: pathlib.Path) -> None:
         page.page(tmp_path, tmp_path / "page.md")
 
 
-def test_every_result_in_the_tree_has_its_ratios_on_the_page() -> None:
+@pytest.fixture(scope="module")
+def written() -> str:
+    """The page of the results in the tree."""
+    return page.page(page.RESULTS, page.DOCUMENT)
+
+
+def in_tree(name: str) -> dict[str, Any]:
+    return json.loads((page.RESULTS / f"{name}.json").read_text())
+
+
+def test_the_update_steps_ratios_are_on_the_page(written: str) -> None:
     """Read from the JSON by another path than the page's; what was not measured is told."""
-    text = page.page(page.RESULTS, page.DOCUMENT)
-    rows = cells(text)
-
-    def results(name: str) -> dict[str, Any]:
-        return json.loads((page.RESULTS / f"{name}.json").read_text())
-
+    rows = cells(written)
     shown = 0
-    for number, group in enumerate(results("update_step_bert_base")["groups"], start=1):
+    for number, group in enumerate(in_tree("update_step_bert_base")["groups"], start=1):
         rounds = group["tf_lans LANS, Keras 3"]["all_ms"]
         third = len(rounds) // 3
         first, last = np.median(rounds[:third]), np.median(rounds[-third:])
         drifted = abs(last - first) > 0.2 * first
-        assert drifted == (f"\nGroup {number}: tf_lans LANS, Keras 3, over which" in text)
+        assert drifted == (f"\nGroup {number}: tf_lans LANS, Keras 3, over which" in written)
         label = f"{number}, drifted" if drifted else str(number)
         for name, each in group.items():
             if "not_measured" in each:
-                assert f"\n- {name}: " in text
+                assert f"\n- {name}: " in written
             elif name != "floor":
                 lans = group["tf_lans LANS, Keras 3"]
                 within = np.divide(each["all_ms"], lans["all_ms"])
@@ -204,11 +209,15 @@ def test_every_result_in_the_tree_has_its_ratios_on_the_page() -> None:
                 found = [row[2::2] for row in rows if row[:2] == [name, label]]
                 assert [f"{ratio:.2f}" for ratio in ratios] in [row[:2] for row in found]
                 shown += 1
-    rates = {
-        each["contender"]: each.get("all_examples_per_s")
-        for each in results("train_step")["contenders"]
-    }
-    for target in results("train_step")["targets"]:
+    assert shown, "no figure at all: none of these was measured"
+
+
+def test_the_train_steps_targets_are_on_the_page(written: str) -> None:
+    rows = cells(written)
+    measured = in_tree("train_step")
+    rates = {each["contender"]: each.get("all_examples_per_s") for each in measured["contenders"]}
+    shown = 0
+    for target in measured["targets"]:
         (found,) = [found for found in rows if found[0] == target["name"]]
         if target["measured"] is None:
             assert found[2:] == ["not measured", "", ""]
@@ -222,7 +231,12 @@ def test_every_result_in_the_tree_has_its_ratios_on_the_page() -> None:
         interval = f"{within.min():.3f} to {within.max():.3f} (98 %)"
         assert found[2:] == [f"{target['measured']:.2f}", interval, verdict]
         shown += 1
-    building = results("data")["building"]
+    assert shown, "no figure at all: none of these was measured"
+
+
+def test_the_rates_of_building_are_on_the_page(written: str) -> None:
+    rows = cells(written)
+    building = in_tree("data")["building"]
 
     def rounds_of(each: dict[str, Any]) -> np.ndarray:
         starts = each["all_startup_s"]  # of three rounds, of five where there are so many
@@ -237,17 +251,18 @@ def test_every_result_in_the_tree_has_its_ratios_on_the_page() -> None:
     ]
     for each in building:
         if "not_measured" in each:
-            assert f"\n- {each['contender']}, cores: {each['cores']}: " in text
+            assert f"\n- {each['contender']}, cores: {each['cores']}: " in written
             continue
         rate = f"{np.median(rounds_of(each) / garden):.1f}"
         wanted = [each["contender"], each["makes"], str(each["cores"]), rate]
         assert wanted in [found[:4] for found in rows]
-        shown += 1
-    assert shown, "no figure at all: none of these was measured"
+
+
+def test_every_chart_in_the_tree_is_on_the_page(written: str) -> None:
     for path in page.RESULTS.glob("*.png"):
         if not path.with_suffix(".json").exists() or path.stem == "version_matrix":
             continue
-        assert f"](../benchmarks/results/{path.name})" in text
+        assert f"](../benchmarks/results/{path.name})" in written
 
 
 def test_links_lead_to_sections_of_the_documentation() -> None:
