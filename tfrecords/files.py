@@ -14,6 +14,8 @@ from absl import logging
 
 PARTIAL = ".partial-"
 _BLOCK = 1 << 20
+# What file systems answer that can sync files alone.
+_NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP)
 _FILE_SYSTEM_ERRORS = (
     tf.errors.NotFoundError,
     tf.errors.PermissionDeniedError,
@@ -62,8 +64,15 @@ def sync(paths: Iterable[str]) -> None:
         OSError: the file system cannot keep one.
     """
     local = [path for path in paths if os.path.isfile(path)]
-    for path in (*local, *sorted({os.path.dirname(path) or "." for path in local})):
+    for path in local:
         _to_disk(path, path)
+    for folder in sorted({os.path.dirname(path) or "." for path in local}):
+        try:
+            _to_disk(folder, folder)
+        except OSError as error:
+            # Network and FUSE file systems among them: the names are theirs to keep.
+            if error.errno not in _NO_SYNC_OF_FOLDERS:
+                raise
 
 
 def _to_disk(path: str, named: str) -> None:
@@ -74,7 +83,9 @@ def _to_disk(path: str, named: str) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:  # which is where network file systems say that they are full
-        raise OSError(f"cannot write {named}: {error.strerror}") from error
+        failed = OSError(f"cannot write {named}: {error.strerror}")
+        failed.errno = error.errno
+        raise failed from error
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import stat
 
 import pytest
 import tensorflow as tf
@@ -95,3 +96,17 @@ def test_a_disk_that_cannot_keep_a_checkpoint_spares_those_before_it(
         f"cannot save the checkpoint of step 2 in {tmp_path}: cannot write {tmp_path}/ckpt-2."
     )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_file_system_that_syncs_no_folders_keeps_checkpoints(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def of_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    assert manager(tmp_path).save(checkpoint_number=1) == f"{tmp_path}/ckpt-1"
