@@ -84,11 +84,14 @@ def start(
 ) -> subprocess.Popen[str]:
     """Starts a command on the cores `allowed`; what it says goes to `log`."""
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, **pipes}
+    given = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([str(_ROOT), *([given] if given else [])])
     return subprocess.Popen(
         # Not `preexec_fn`, which is unsafe beside threads.
         ["taskset", "--cpu-list", ",".join(map(str, allowed)), *command],
         cwd=_ROOT,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(_ROOT)},
+        # The caller's own path too: `--model` of the large-batch study names the user's module.
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path},
         stderr=log,
         text=True,
         **streams,

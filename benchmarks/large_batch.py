@@ -37,6 +37,7 @@ from benchmarks import (
     large_batch_methods,
     large_batch_queue,
     large_batch_report,
+    large_batch_table,
     large_batch_workers,
     markdown_part,
 )
@@ -118,7 +119,11 @@ flags.DEFINE_integer(
     "processes", None, "Runs at a time; empty: one on each core, or on a GPU one.", lower_bound=1,
     flag_values=FLAGS,
 )  # fmt: skip
-flags.DEFINE_float("target_loss", None, "Of the steps to it.", flag_values=FLAGS)
+flags.DEFINE_float(
+    "target_loss", None, "Of the steps to it; empty: the last that was given for these runs, else "
+    f"{large_batch_report.TARGET_BELOW_FREQUENCIES:g} below the loss of token frequencies.",
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_bool(
     "variance", False, "Measure the variance of gradients first, if it is not there.",
     flag_values=FLAGS,
@@ -260,7 +265,10 @@ def studies_of(flag_values: flags.FlagValues, text: Text, backend: str) -> list[
         seeds=flag_values.seeds,
         backend=backend,
     )
-    return [dataclasses.replace(study, draws=number) for number in draws]
+    return [
+        dataclasses.replace(study, draws=number, earlier_draws=draws[:place])
+        for place, number in enumerate(draws)
+    ]
 
 
 def _project(
@@ -279,7 +287,8 @@ def _project(
         flush=True,
     )
     for study in studies:
-        count, all_ = large_batch_queue.finished(study, done), large_batch_queue.total(study, done)
+        count = len(large_batch_queue.finished(study, done))
+        all_ = large_batch_queue.total(study, done)
         print(
             f"with --draws={study.draws} {count} of {all_} runs are done; the others take "
             f"{(all_ - count) * hours:.1f} hours",
@@ -323,11 +332,12 @@ def report(studies: Sequence[Study], flag_values: flags.FlagValues) -> None:
     done = large_batch_queue.of_study(studies[0], records)
     study = large_batch_queue.reported(studies, done)
     prefix = large_batch_charts.prefix(flag_values.results, study, records)
-    paths = large_batch_charts.draw(study, records, prefix, flag_values.target_loss)
+    target = large_batch_report.target_loss(study, records, flag_values.target_loss)
+    paths = large_batch_charts.draw(study, records, prefix, target)
     document = flag_values.document
     folder = os.path.dirname(os.path.abspath(document)) if document else os.getcwd()
     shown = [os.path.relpath(path, folder) for path in paths]
-    text = large_batch_report.table(study, records, shown, flag_values.target_loss)
+    text = large_batch_table.table(study, records, shown, target)
     print(text)
     if document:
         markdown_part.write(document, _MODULE, text)

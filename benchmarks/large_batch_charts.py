@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import pathlib
@@ -37,8 +38,8 @@ def choose(
 ) -> dict[str, Callable[[], Figure]]:
     """The charts for which there are records that compare methods, by name.
 
-    As long as draws are left, those of the draws that all methods have made; batches are compared
-    once every method has had a rate at each of its own, and steps once no run is left.
+    As long as draws are left, those of the draws that all methods have made; batches are compared,
+    and steps to the target, once every method has had a rate at each of its own.
     """
     done = large_batch_queue.of_study(study, records)
     found = large_batch_report.places(study, large_batch_report.shown(study, records))
@@ -54,10 +55,10 @@ def choose(
             if {place.batch for place in found} == set(study.batches):
                 test = frequencies.get("test")
                 chosen = {"loss_by_batch": lambda: loss_by_batch(study, found, test), **chosen}
-        if large_batch_queue.is_complete(study, done):
-            goal = large_batch_report.default_target(study, records) if target is None else target
-            if goal is not None:
-                chosen["steps_to_target"] = lambda: steps_to_target(found, goal)
+                if target is not None and any(
+                    large_batch_report.mean_steps_to(place, target) for place in found
+                ):
+                    chosen["steps_to_target"] = lambda: steps_to_target(found, target)
     if measured is not None:
         chosen["variance"] = lambda: variance(measured)
     return chosen
@@ -120,34 +121,40 @@ def loss_by_batch(study: Study, found: Sequence[Place], frequencies: float | Non
     Hollow where a better rate may lie beyond those tried, crosses where a seed diverged.
     """
     figure, axes = charts.canvas()
-    if not any(place.is_fresh for place in found):
-        words = f"{study.draws} draws at {study.largest:,}"
-        rates = max((len(each.tuning) for each in found if each.batch < study.largest), default=0)
-        rates = min(rates, study.rates)
-        words += f", {rates} of {study.rates} rates elsewhere" if rates else ""
-        axes.set_title(f"{words}; the seed that chose the best of them", fontsize=9)
-    for name, group in _of_methods(found, lambda place: place.loss is not None).items():
-        losses = [place.loss for place in group]
-        low = [place.loss - min(place.losses) for place in group]  # type: ignore[operator]
-        high = [max(place.losses) - place.loss for place in group]  # type: ignore[operator]
-        axes.errorbar(
-            [place.batch for place in group],
-            losses,
-            [low, high],
-            capsize=3,
-            label=name,
-            **_style(name),
-        )
-        hollow = [place for place in group if not place.is_tuned or large_batch_report.edge(place)]
+    seeds = large_batch_report.seeds_of_all(found)
+    if seeds < study.seeds:
+        which = f"{seeds} of {study.seeds} seeds" if seeds else "the seed that chose the settings"
+        axes.set_title(f"unfinished: {which}", fontsize=9)
+    is_any_hollow = False
+    for name, group in _of_methods(found, lambda place: bool(place.losses)).items():
+        # A place with a seed lost has no mean, and the line a gap.
+        losses = [math.nan if place.loss is None else place.loss for place in group]
+        low = [loss - min(place.losses) for loss, place in zip(losses, group, strict=True)]
+        high = [max(place.losses) - loss for loss, place in zip(losses, group, strict=True)]
+        x = [_beside(place) for place in group]
+        axes.errorbar(x, losses, [low, high], capsize=3, label=name, **_style(name))
+        hollow = [not place.is_tuned or bool(large_batch_report.edge(place)) for place in group]
+        is_any_hollow |= any(hollow)
         style = {**_style(name), "linestyle": "", "markerfacecolor": "white", "zorder": 3}
-        axes.plot([place.batch for place in hollow], [place.loss for place in hollow], **style)
-    style = {"color": "0.4", "linestyle": "", "marker": "o", "markerfacecolor": "white"}
-    axes.plot([], [], label="hollow: better may lie beyond the rates tried", **style)
+        axes.plot(
+            list(itertools.compress(x, hollow)),
+            list(itertools.compress(losses, hollow)),
+            **style,
+        )
+    if is_any_hollow:
+        style = {"color": "0.4", "linestyle": "", "marker": "o", "markerfacecolor": "white"}
+        axes.plot([], [], label="hollow: better may lie beyond the rates tried", **style)
     _lost(axes, found)
     _frequencies(axes, frequencies)
-    _finish(axes, "batch", "held-out masked-LM loss")
+    _finish(axes, "batch", "test masked-LM loss")
     _batch_ticks(axes, found)
     return figure
+
+
+def _beside(place: Place) -> float:
+    """The batch, moved a little by method: equal losses would hide each other."""
+    number = list(METHODS).index(place.method.name)
+    return place.batch * 2 ** (0.04 * (number - (len(METHODS) - 1) / 2))
 
 
 def _lost(axes: Any, found: Sequence[Place]) -> None:
@@ -156,7 +163,7 @@ def _lost(axes: Any, found: Sequence[Place]) -> None:
         if place.lost:
             label = f"{place.method.name}: {place.lost} of {len(place.at_best)} seeds diverged"
             axes.plot(
-                [place.batch], [1.0], "x", transform=axes.get_xaxis_transform(), clip_on=False,
+                [_beside(place)], [1.0], "x", transform=axes.get_xaxis_transform(), clip_on=False,
                 color=_style(place.method.name)["color"], label=label,
             )  # fmt: skip
 
@@ -172,18 +179,18 @@ def steps_to_target(found: Sequence[Place], target: float) -> Figure:
         for place in found
     }
     for name, group in _of_methods(found, lambda place: True).items():
-        batches = [place.batch for place in group if steps[name, place.batch] is not None]
-        never = [f"{place.batch:,}" for place in group if place.batch not in batches]
-        label = f"{name} (never at {' and '.join(never)})" if never else name
-        axes.plot(batches, [steps[name, batch] for batch in batches], label=label, **_style(name))
+        there = [place for place in group if steps[name, place.batch] is not None]
+        not_all = [f"{place.batch:,}" for place in group if place not in there]
+        label = f"{name} (not with every seed at {' and '.join(not_all)})" if not_all else name
+        heights = [steps[name, place.batch] for place in there]
+        axes.plot([_beside(place) for place in there], heights, label=label, **_style(name))
     known = {key: value for key, value in steps.items() if value}
-    if known:
-        first = min(batch for _, batch in known)
-        least = min(value for (_, batch), value in known.items() if batch == first)
-        batches = sorted({place.batch for place in found})
-        ideal = [least * first / batch for batch in batches]
-        axes.plot(batches, ideal, ":", color="0.4", label="linear scaling")
-    _finish(axes, "batch", f"steps to a loss of {target:.3f}")
+    first = min(batch for _, batch in known)
+    least, best = min((value, name) for (name, batch), value in known.items() if batch == first)
+    batches = sorted({place.batch for place in found})
+    ideal = [least * first / batch for batch in batches]
+    axes.plot(batches, ideal, ":", color="0.4", label=f"linear scaling of {best} at {first:,}")
+    _finish(axes, "batch", f"steps to a validation loss of {target:.3f}")
     axes.set_yscale("log")
     _batch_ticks(axes, found)
     return figure

@@ -5,8 +5,8 @@ Layer norms and biases are neither decayed nor, by LAMB and LANS, adapted, as pu
 have it: an adapted block of zeros grows by shares of its own norm, for which these runs are too
 short. One contender is Algorithm 2 of the LANS paper to the letter, which adapts and decays every
 block; another is AdamW that normalises the gradient of each block, and does nothing else that LANS
-does. All that do not normalise the gradient clip its global norm at 1. What all share: epsilon
-1e-6, weight decay 0.01 and, but for Muon's momentum of 0.95, beta_1 0.9.
+does. All that do not normalise the gradient clip its global norm. beta_1 is 0.9 but for Muon, whose
+momentum is 0.95, as both are in Keras.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from scipy.stats import qmc
 
 from benchmarks.large_batch_settings import Run, Study
 
+SHARED: Mapping[str, float] = {"epsilon": 1e-6, "weight_decay": 0.01}
+CLIPNORM = 1.0
 BETAS_2 = (0.95, 0.98, 0.999)
 WARMUP_RATIOS = (0.05, 0.5)
 # Phase 1 of the paper: 27.35 % of the steps at the peak after 42.65 % of warmup.

@@ -10,13 +10,11 @@ import numpy as np
 from keras import ops
 
 from benchmarks import large_batch_methods
-from benchmarks.large_batch_methods import METHODS
+from benchmarks.large_batch_methods import CLIPNORM, METHODS, SHARED
 from benchmarks.large_batch_settings import Run
 from tf_lans import keras3
 
 UNDECAYED = ["bias", "gamma", "beta"]
-CLIPNORM = 1.0
-_COMMON: dict[str, Any] = {"epsilon": 1e-6, "weight_decay": 0.01}
 # A compiled update is faster, but not worth compiling for fewer steps.
 _COMPILED_FROM = 200
 
@@ -70,7 +68,7 @@ def _lans(run: Run, rate: Any, warmup: int, jit_compile: bool) -> keras.optimize
         global_clipnorm=None if switches.get("normalize_gradients", True) else CLIPNORM,
         exclude_from_weight_decay=excluded,
         exclude_from_layer_adaptation=excluded,
-        **_COMMON,
+        **SHARED,
         **switches,
     )
 
@@ -83,7 +81,7 @@ def _lamb(run: Run, rate: Any, warmup: int, jit_compile: bool) -> keras.optimize
         global_clipnorm=CLIPNORM,
         exclude_from_weight_decay=UNDECAYED,
         exclude_from_layer_adaptation=UNDECAYED,
-        **_COMMON,
+        **SHARED,
     )
 
 
@@ -95,15 +93,15 @@ def _block_normalized(
         beta_2=run.beta_2,
         jit_compile=jit_compile,
         exclude_from_weight_decay=UNDECAYED,
-        **_COMMON,
+        **SHARED,
     )
 
 
 def _of_keras(run: Run, rate: Any, warmup: int, jit_compile: bool) -> keras.optimizers.Optimizer:
     kind = METHODS[run.method].optimizer
-    arguments: dict[str, Any] = {"global_clipnorm": CLIPNORM, **_COMMON}
+    arguments: dict[str, Any] = {"global_clipnorm": CLIPNORM, **SHARED}
     if kind == "Muon":
-        arguments |= {"adam_beta_2": run.beta_2, "adam_weight_decay": _COMMON["weight_decay"]}
+        arguments |= {"adam_beta_2": run.beta_2, "adam_weight_decay": SHARED["weight_decay"]}
     else:
         arguments["beta_2"] = run.beta_2
     classes = {"ScheduleFreeAdamW": ScheduleFreeAdamW}

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import large_batch_methods
 from benchmarks.large_batch_methods import METHODS, Method
-from benchmarks.large_batch_settings import ModelSizes, Run, Study
+from benchmarks.large_batch_settings import Run, Study
 from tfrecords.errors import UserError
 
 Records = Mapping[str, Mapping[str, Any]]
@@ -40,19 +40,23 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not os.path.exists(path):
         return []
     records = []
-    lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+    lines = pathlib.Path(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            record["kind"], record["study"]
-        except (ValueError, KeyError, TypeError) as error:
-            if line and number < len(lines):
-                raise UserError(
-                    f"{os.fspath(path)}: line {number} is no record of a run; remove it"
-                ) from error
-            continue
-        records.append(record)
+        record = _record(line)
+        if record is not None:
+            records.append(record)
+        elif line and number < len(lines):
+            raise UserError(f"{os.fspath(path)}: line {number} is no record of a run; remove it")
     return records
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+        record["kind"], record["study"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return record
 
 
 def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
@@ -61,7 +65,11 @@ def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
     with open(path, "ab+") as stream:
         stream.seek(0)
         content = stream.read()
-        stream.truncate(content.rfind(b"\n") + 1)
+        end = content.rfind(b"\n") + 1
+        if _record(content[end:]) is None:
+            stream.truncate(end)
+        else:
+            line = b"\n" + line
         stream.write(line)
         stream.flush()
         os.fsync(stream.fileno())
@@ -104,6 +112,7 @@ def note_plan(
         "study": study.key,
         "batches": list(study.batches),
         "draws": study.draws,
+        "earlier_draws": list(study.earlier_draws),
         "rates": study.rates,
         "seeds": study.seeds,
         "target_loss": target_loss,
@@ -119,28 +128,32 @@ def plans(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def planned(records: Sequence[Mapping[str, Any]]) -> list[Study]:
-    """The studies of the text, the model and the backend that the last plan is of.
+    """The studies of the text, the model and the backend that the last plan with runs is of.
 
     Returns:
-        One for each number of draws, ascending; none where that plan has no run yet.
+        One for each number of draws, ascending; none where no plan has a run yet.
     """
-    noted = plans(records)
-    key = noted[-1]["study"] if noted else None
-    runs = [each for each in records if each["kind"] == "run" and each["study"] == key]
-    if not runs:
-        return []
-    common = dict(runs[-1]["common"])
-    del common["version"]
-    common["sizes"] = ModelSizes(**common["sizes"])
-    numbers = ("batches", "draws", "rates", "seeds")
+    made = {each["study"]: each["common"] for each in records if each["kind"] == "run"}
+    noted = [plan for plan in plans(records) if plan["study"] in made]
     by_draws = {
-        plan["draws"]: Study(
-            **common, **{name: plan[name] for name in numbers} | {"batches": tuple(plan["batches"])}
-        )
+        plan["draws"]: _study(plan, made[plan["study"]])
         for plan in noted
-        if plan["study"] == key
+        if plan["study"] == noted[-1]["study"]
     }
     return [by_draws[draws] for draws in sorted(by_draws)]
+
+
+def all_planned(records: Sequence[Mapping[str, Any]]) -> list[Study]:
+    """The studies of all plans that have runs."""
+    made = {each["study"]: each["common"] for each in records if each["kind"] == "run"}
+    return [_study(plan, made[plan["study"]]) for plan in plans(records) if plan["study"] in made]
+
+
+def _study(plan: Mapping[str, Any], common: Mapping[str, Any]) -> Study:
+    names = ("batches", "draws", "earlier_draws", "rates", "seeds")
+    asked = {name: plan[name] for name in names if name in plan}
+    shared = {name: value for name, value in common.items() if name != "version"}
+    return Study.from_json(json.dumps({**shared, **asked}))
 
 
 def of_study(study: Study, records: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -156,18 +169,21 @@ def tuning_runs(study: Study, done: Records, method: Method, batch: int) -> list
     """The runs that choose a method's settings at a batch; None as long as they are unknown.
 
     They are unknown where the best at the largest batch is, and there are none where nothing
-    converges there. Of a larger number of draws another one may be the best: then the rates at the
-    other batches are those around it, as if the earlier ones had not been tried.
+    converges there. Where more draws have another best, rates around it are tried as well as those
+    around the best of fewer: no method may lose by being tuned for longer.
     """
     if batch == study.largest:
         return [large_batch_methods.drawn(study, method, each) for each in range(study.draws)]
     if not is_tuned(study, done, method, study.largest):
         return None
-    best = best_run(study, done, method, study.largest)
-    if best is None:
-        return []
-    runs = [large_batch_methods.scaled(study, best, batch, each) for each in range(study.rates)]
-    return [*runs, *_beyond(study, done, runs)]
+    runs: dict[Run, None] = {}
+    for draws in (*study.earlier_draws, study.draws):
+        stage = dataclasses.replace(study, draws=draws)
+        best = best_run(stage, done, method, study.largest)
+        if best is not None:
+            grid = [large_batch_methods.scaled(study, best, batch, n) for n in range(study.rates)]
+            runs |= dict.fromkeys([*grid, *_beyond(study, done, grid)])
+    return list(runs)
 
 
 def _beyond(study: Study, done: Records, runs: Sequence[Run]) -> list[Run]:
@@ -298,12 +314,12 @@ def reported(studies: Sequence[Study], done: Records) -> Study:
     return complete[-1] if complete else studies[0]
 
 
-def finished(study: Study, done: Records) -> int:
-    """How many of them are done."""
-    count = 0
+def finished(study: Study, done: Records) -> list[Mapping[str, Any]]:
+    """The records of those that are done."""
+    keys: set[str] = set()
     for method, batch in places(study):
         runs = list(tuning_runs(study, done, method, batch) or [])
         if is_tuned(study, done, method, batch):
             runs += seed_runs(study, done, method, batch)
-        count += sum(run.key(study) in done for run in runs)
-    return count
+        keys |= {run.key(study) for run in runs}
+    return [record for key, record in done.items() if key in keys]

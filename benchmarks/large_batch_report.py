@@ -1,4 +1,4 @@
-"""What the records of a study say: each method at its best, and the tables."""
+"""What the records of a study say: each method at its best, and how far apart two are."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from benchmarks.large_batch_methods import METHODS, Method
 from benchmarks.large_batch_settings import Run, Study
 
 CONFIDENCE = 0.95
-# Less than this below the loss of frequencies is the noise of the rows that were held out.
-_LEARNT = 0.05
+# What a table of how often each token occurs does not reach, nor the noise of the held-out rows.
+TARGET_BELOW_FREQUENCIES = 0.25
 BASELINE = next(iter(METHODS.values()))
 
 
@@ -102,6 +102,13 @@ def shown(study: Study, records: Sequence[Mapping[str, Any]]) -> Sequence[Mappin
     return [each for each in records if each["kind"] != "run" or each["run"] in kept]
 
 
+def seeds_of_all(found: Sequence[Place]) -> int:
+    """The seeds that every method with best settings has had, at all of its batches."""
+    return min(
+        (len(place.at_best) if place.is_fresh else 0 for place in found if place.best), default=0
+    )
+
+
 def frequency_losses(study: Study, records: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
     """`Text.frequency_loss` of "validation" and "test", as the last plan has it; or nothing."""
     plans = [each for each in large_batch_queue.plans(records) if each["study"] == study.key]
@@ -114,28 +121,26 @@ def variance(study: Study, records: Sequence[Mapping[str, Any]]) -> Mapping[str,
     return found[-1] if found else None
 
 
-def default_target(study: Study, records: Sequence[Mapping[str, Any]]) -> float | None:
-    """The median of the losses at the largest batch, over the methods that learn there.
+def target_loss(
+    study: Study, records: Sequence[Mapping[str, Any]], given: float | None
+) -> float | None:
+    """The validation loss of the steps to it, which no method's outcome decides.
 
-    Of each method that runs at all batches, the worst validation loss over its seeds counts, where
-    it is below that of token frequencies: half of these methods reach the target with every seed.
-    None before all seeds have run there, or if no method learns.
+    Args:
+        study: which.
+        records: of the results file.
+        given: by the flag, or None.
+
+    Returns:
+        What is given, else what a plan of the study named last, else `TARGET_BELOW_FREQUENCIES`
+        below the loss of token frequencies; None where that is not known either.
     """
-    found = [
-        place
-        for place in places(study, records)
-        if place.batch == study.largest and place.method.everywhere
-    ]
-    if not all(place.is_tuned and place.best is None or place.is_whole(study) for place in found):
-        return None
-    limit = frequency_losses(study, records).get("validation", math.inf) - _LEARNT
-    worst = [
-        max(each["validation_loss"] for each in place.at_best)
-        for place in found
-        if place.losses and len(place.losses) == len(place.at_best)
-    ]
-    learnt = [loss for loss in worst if loss < limit]
-    return statistics.median(learnt) if learnt else None
+    plans = [each for each in large_batch_queue.plans(records) if each["study"] == study.key]
+    named = [plan["target_loss"] for plan in plans if plan.get("target_loss") is not None]
+    if given is not None or named:
+        return given if given is not None else named[-1]
+    frequencies = frequency_losses(study, records).get("validation")
+    return None if frequencies is None else frequencies - TARGET_BELOW_FREQUENCIES
 
 
 def difference(place: Place, baseline: Place) -> tuple[float, float, float] | None:
@@ -179,11 +184,16 @@ def steps_to(curve: Sequence[Sequence[Any]], target: float) -> float | None:
     return None
 
 
-def mean_steps_to(place: Place, target: float) -> float | None:
-    """The mean over the runs at the best settings; None where one never gets there."""
+def arrivals(place: Place, target: float) -> list[float]:
+    """The steps to a validation loss, of those runs at the best settings that get there."""
     each = [steps_to(record["curve"], target) for record in place.at_best]
-    known = [steps for steps in each if steps is not None]
-    return statistics.fmean(known) if known and len(known) == len(each) else None
+    return [steps for steps in each if steps is not None]
+
+
+def mean_steps_to(place: Place, target: float) -> float | None:
+    """Their mean; None where one of the runs never gets there."""
+    steps = arrivals(place, target)
+    return statistics.fmean(steps) if steps and len(steps) == len(place.at_best) else None
 
 
 def best_of(losses: Sequence[float], tries: int) -> float:
@@ -207,182 +217,22 @@ def tried_losses(place: Place) -> list[float]:
     ]
 
 
-def table(
-    study: Study, records: Sequence[Mapping[str, Any]], charts: Sequence[str], target: float | None
-) -> str:
-    """The study as Markdown.
-
-    Args:
-        study: which.
-        records: of the results file.
-        charts: paths to show, as seen from the document.
-        target: the loss of the steps, or None for `default_target`.
-    """
-    done = large_batch_queue.of_study(study, records)
-    found = places(study, shown(study, records))
-    frequencies = frequency_losses(study, records)
-    lines = [_state(study, records), ""]
-    if found and not large_batch_queue.is_drawn(study, done):
-        lines += [*_draw_rows(study, found, frequencies), ""]
-    elif found:
-        target = default_target(study, records) if target is None else target
-        lines += [*_rows(study, found, frequencies, target), ""]
-        if not large_batch_queue.is_complete(study, done):
-            lines += ["What is unfinished or without seeds is not to be compared yet.", ""]
-    if found:
-        lines += [*_range_rows(), ""]
-    measured = variance(study, records)
-    if measured is not None:
-        lines += [*_variance_rows(measured), ""]
-    for chart in charts:
-        title = chart.rpartition("/")[2].partition(".")[0].replace("_", " ")
-        lines += [f"![{title}]({chart})", ""]
-    return "\n".join(lines)
-
-
-def _state(study: Study, records: Sequence[Mapping[str, Any]]) -> str:
-    done = large_batch_queue.of_study(study, records)
-    sizes = study.sizes
-    text = (
-        f"{large_batch_queue.finished(study, done)} of {large_batch_queue.total(study, done)} runs "
-        f"are done, each of {study.examples:,} examples of length {sizes.seq_length}, on "
-        f"{study.model or f'a BERT of {sizes.layers} layers, {sizes.width} wide'}, "
-        f"{sizes.vocab_size:,} word pieces, {study.backend}."
-    )
-    if done:
-        runs = list(done.values())
-        dates = sorted(each["date"][:10] for each in runs)
-        versions = {
-            ", ".join(f"{name} {version}" for name, version in each["versions"].items()): None
-            for each in runs
-        }
-        commits = {each.get("commit", ""): None for each in runs}
-        hours = sum(each["seconds"] for each in runs) / 3600
-        text += (
-            f" Text: {runs[-1]['source']}. {hours:.1f} hours of runs in sum, {dates[0]} to "
-            f"{dates[-1]}, on {' and '.join(sorted({each['processor'] for each in runs}))}; "
-            f"{' and '.join(versions)}"
-        )
-        named = [f"`{commit}`" for commit in commits if commit]
-        text += f"; the code of {', '.join(named)}." if named else "."
-    return text
-
-
-def _draw_rows(study: Study, found: Sequence[Place], frequencies: Mapping[str, float]) -> list[str]:
-    rounds = len(found[0].tuning)
-    lines = [
-        f"So far every method has had {rounds} of {study.draws} draws at a batch of "
-        f"{study.largest:,}, the same ones, on one seed. These are validation losses, which the "
-        "other draws may put in another order.",
-        "",
-        "| method | diverged | least | median | greatest | rate of the least | beta_2 | warmup |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    line = frequencies.get("validation")
-    below = []
-    if line is not None:
-        lines.append(f"| how frequent each token is, and no more | | {line:.3f} | | | | | |")
-    for place in found:
-        losses = [each["validation_loss"] for each in place.tuning if not each["diverged"]]
-        head = f"| {place.method.name} | {place.diverged} |"
-        if place.best is None:
-            lines.append(f"{head} | | | | | |")
-            continue
-        best = place.best
-        if line is not None and min(losses) < line:
-            below.append(place.method.name)
-        lines.append(
-            f"{head} {min(losses):.3f} | {statistics.median(losses):.3f} | {max(losses):.3f} | "
-            f"{best.learning_rate:g} | {best.beta_2:g} | {best.warmup_ratio:g} |"
-        )
-    if line is not None:
-        names = "; ".join(below) or "no method"
-        lines += ["", f"Below the line of the frequencies with one of its draws: {names}."]
-    return lines
-
-
-def _rows(
-    study: Study,
-    found: Sequence[Place],
-    frequencies: Mapping[str, float],
-    target: float | None,
-) -> list[str]:
-    steps_head = "" if target is None else f" steps to a validation loss of {target:.3f} |"
-    lines = [
-        "| method | batch | rate | beta_2 | warmup | tuning runs | diverged | seeds | test loss, "
-        f"mean | lowest to highest | less {BASELINE.name}'s, seed by seed |{steps_head}",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |"
-        + (" ---: |" if steps_head else ""),
-    ]
-    if "test" in frequencies:
-        loss = f"{frequencies['test']:.3f}"
-        cells = f"| how frequent each token is, and no more | | | | | | | | {loss} | | |"
-        lines.append(cells + (" |" if steps_head else ""))
-    baselines = {place.batch: place for place in found if place.method is BASELINE}
-    for place in found:
-        tried = f"{len(place.tuning)}{'' if place.is_tuned else ', unfinished'} | {place.diverged}"
-        head = f"| {place.method.name} | {place.batch:,} |"
-        steps = "" if target is None else f" {_steps(place, target)} |"
-        if place.best is None:
-            lines.append(f"{head} | | | {tried} | | diverged | | |{' |' if steps_head else ''}")
-            continue
-        mean = f"{place.lost} diverged" if place.loss is None else f"{place.loss:.3f}"
-        spread = f"{min(place.losses):.3f} to {max(place.losses):.3f}" if place.losses else ""
-        lines.append(
-            f"{head} {place.best.learning_rate:g}{edge(place)} | {place.best.beta_2:g} | "
-            f"{place.best.warmup_ratio:g} | {tried} | "
-            f"{len(place.at_best) if place.is_fresh else 0} | {mean} | "
-            f"{spread if place.is_fresh else 'the tuning seed alone'} | "
-            f"{_against(place, baselines.get(place.batch))} |{steps}"
-        )
-    return lines
-
-
-def _steps(place: Place, target: float) -> str:
-    steps = mean_steps_to(place, target)
-    return "never" if steps is None else f"{steps:.0f}"
-
-
-def _against(place: Place, baseline: Place | None) -> str:
-    if baseline is None or place.method is BASELINE:
-        return ""
-    found = difference(place, baseline)
-    return "" if found is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*found)
-
-
 def edge(place: Place) -> str:
-    """Marks a best rate that is the least or the greatest of those tried: it may lie beyond."""
-    tried = [each["settings"]["learning_rate"] for each in place.tuning]
-    ends = {min(tried): " (the least tried)", max(tried): " (the greatest tried)"}
-    rate = place.best.learning_rate if place.best else math.nan
-    return ends.get(rate, "") if len(tried) > 1 else ""
+    """Marks a best rate that is the least or the greatest of those tried: it may lie beyond.
 
-
-def _range_rows() -> list[str]:
-    lines = ["| method | rates drawn from |", "| --- | --- |"]
-    for method in METHODS.values():
-        lines.append(f"| {method.name} | {method.rates[0]:g} to {method.rates[1]:g} |")
-    return lines
-
-
-def _variance_rows(record: Mapping[str, Any]) -> list[str]:
-    schemes: dict[str, list[Mapping[str, Any]]] = {}
-    for row in record["points"]["trained"]:
-        schemes.setdefault(row["scheme"], []).append(row)
-    lines = [
-        f"Gradient variance over {record['examples']:,} examples, times the batch, over that of a "
-        f"single example, after {record['trained_steps']:,} steps; an epoch of {record['workers']} "
-        f"overlapping workers on {record['files']} files draws "
-        f"{100 * record['epoch_coverage']:.0f} % of the examples on average:",
-        "",
-        "| batch |" + "".join(f" {scheme} | theory |" for scheme in schemes),
-        "| ---: |" + " ---: | ---: |" * len(schemes),
+    Where rates around several draws were tried, those around the one that it belongs to count.
+    """
+    if place.best is None:
+        return ""
+    own = (place.best.beta_2, place.best.warmup_ratio)
+    rates = [
+        (
+            each["settings"]["learning_rate"],
+            (each["settings"]["beta_2"], each["settings"]["warmup_ratio"]),
+        )
+        for each in place.tuning
     ]
-    for rows in zip(*schemes.values(), strict=True):
-        cells = (f" {_with_error(row)} | {row['theory']:.3f} |" for row in rows)
-        lines.append(f"| {rows[0]['batch']:,} |" + "".join(cells))
-    return lines
-
-
-def _with_error(row: Mapping[str, Any]) -> str:
-    return f"{row['measured']:.3f} ± {row['standard_error']:.3f}"
+    around = [rate for rate, of in rates if of == own]
+    tried = around if len(around) > 1 else [rate for rate, _ in rates]
+    ends = {min(tried): " (the least tried)", max(tried): " (the greatest tried)"}
+    return ends.get(place.best.learning_rate, "") if len(tried) > 1 else ""

@@ -43,6 +43,8 @@ class Study:
         examples: of each run.
         batches: ascending; all but the last are tuned by rate only.
         draws: random draws of the hyper-parameters at the largest batch.
+        earlier_draws: fewer, ascending, of studies that were made whole before and whose runs at
+            the other batches count here too.
         rates: of `GRID`, how many are tried at each other batch.
         seeds: runs at the best settings.
         backend: Keras's; another draws other initial weights.
@@ -55,6 +57,7 @@ class Study:
     examples: int = 262_144
     batches: tuple[int, ...] = (256, 1024, 4096)
     draws: int = 12
+    earlier_draws: tuple[int, ...] = ()
     rates: int = 4
     seeds: int = 3
     backend: str = "tensorflow"
@@ -102,7 +105,8 @@ class Study:
         """What `as_json` wrote."""
         fields = json.loads(text)
         fields["sizes"] = ModelSizes(**fields["sizes"])
-        fields["batches"] = tuple(fields["batches"])
+        for name in ("batches", "earlier_draws"):
+            fields[name] = tuple(fields.get(name, ()))
         return cls(**fields)
 
 

@@ -173,7 +173,8 @@ def work(
 def _line(study: Study, done: large_batch_queue.Records, run: Run, record: Mapping) -> str:
     loss = record["validation_loss"]
     outcome = "diverged" if record["diverged"] else f"validation loss {loss:.4f}"
-    count, all_ = large_batch_queue.finished(study, done), large_batch_queue.total(study, done)
+    count = len(large_batch_queue.finished(study, done))
+    all_ = large_batch_queue.total(study, done)
     return (
         f"{time.strftime('%H:%M:%S')} {count}/{all_} {run.method}, batch {run.batch}, "
         f"rate {run.learning_rate:g}, beta_2 {run.beta_2:g}, warmup {run.warmup_ratio:g}, "

@@ -33,11 +33,13 @@ def run_of(method: str, **changes: Any) -> Run:
     return dataclasses.replace(run, **changes)
 
 
-def record_of(run: Run, loss: float, diverged: bool = False) -> dict[str, Any]:
+def record_of(
+    run: Run, loss: float, diverged: bool = False, study: Study = STUDY
+) -> dict[str, Any]:
     return {
         "kind": "run",
-        "study": STUDY.key,
-        "run": run.key(STUDY),
+        "study": study.key,
+        "run": run.key(study),
         "settings": dataclasses.asdict(run),
         "curve": [[0, None, 4.0], [2, 3.9, 3.5], [4, 3.4, loss]],
         "validation_loss": loss,
@@ -64,6 +66,6 @@ def play(
         run = next(large_batch_queue.remaining(study, done), None)
         if run is None:
             break
-        loss = 2 + int(run.key(STUDY), 16) / 16**16
-        records.append(record_of(run, loss, run.method == diverges))
+        loss = 2 + int(run.key(study), 16) / 16**16
+        records.append(record_of(run, loss, run.method == diverges, study))
     return records

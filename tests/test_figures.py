@@ -14,6 +14,7 @@ from benchmarks import (
     large_batch_methods,
     large_batch_queue,
     large_batch_report,
+    large_batch_table,
     markdown_part,
     page,
 )
@@ -51,21 +52,12 @@ def study_parts() -> Iterator[str]:
     """What `benchmarks.large_batch` may have written, for each study that its results hold."""
     results = figures.RESULTS / "large_batch.jsonl"
     records = large_batch_queue.read(results)
-    made = {record["study"]: record for record in records if "common" in record}
-    for plan in large_batch_queue.plans(records):
-        if plan["study"] in made:
-            common = dict(made[plan["study"]]["common"])
-            del common["version"]
-            asked = {name: plan[name] for name in ("batches", "draws", "rates", "seeds")}
-            fields = {**common, "seed": 0, **asked}
-            study = Study.from_json(json.dumps(fields))
-            target = plan["target_loss"]
-            prefix = large_batch_charts.prefix(
-                f"../benchmarks/results/{results.name}", study, records
-            )
-            names = large_batch_charts.choose(study, records, target)
-            charts = [f"{prefix}_{name}.png" for name in names]
-            yield large_batch_report.table(study, records, charts, target).strip()
+    for study in large_batch_queue.all_planned(records):
+        target = large_batch_report.target_loss(study, records, None)
+        prefix = large_batch_charts.prefix(f"../benchmarks/results/{results.name}", study, records)
+        names = large_batch_charts.choose(study, records, target)
+        charts = [f"{prefix}_{name}.png" for name in names]
+        yield large_batch_table.table(study, records, charts, target).strip()
 
 
 def expected_parts(name: str) -> Iterable[str]:
@@ -246,8 +238,9 @@ def test_the_study_is_found_again_in_its_records(
             large_batch_queue.note_plan(path, asked, target, {"validation": 3.9, "test": 4.0})
             records = large_batch_queue.read(path)
             prefix = large_batch_charts.prefix("../benchmarks/results/large_batch", asked, records)
-            names = large_batch_charts.choose(asked, records, target)
+            named = large_batch_report.target_loss(asked, records, target)
+            names = large_batch_charts.choose(asked, records, named)
             charts = [f"{prefix}_{name}.png" for name in names]
-            part = large_batch_report.table(asked, records, charts, target)
+            part = large_batch_table.table(asked, records, charts, named)
             assert part.strip() in study_parts()
             assert part.replace("3.500", "3.501").strip() not in study_parts()
