@@ -79,8 +79,8 @@ def _error(part: Figures) -> list[Row]:
                 error = scientific(row["relative_l2_error"])
                 cells[row["is_ours"]].append(f"{row['method']}: {error}{remark}")
         title = (
-            f"float32 {_OPTIMIZERS[formula]} ({formula}): distance to float64 after "
-            f"{part['steps']} updates, over the way gone"
+            f"float32 {_OPTIMIZERS[formula]} ({formula}): relative distance to float64 after "
+            f"{part['steps']} updates"
         )
         rows.append((title, "; ".join(cells[False]) or "none", "; ".join(cells[True])))
     return rows
@@ -97,7 +97,7 @@ def _cuts(part: Figures) -> list[Row]:
                 cells[row["is_ours"]].append(f"{optimizer} {difference}")
         title = (
             f"weights without key biases, {part['global_batch_size']} rows cut into {cut} against "
-            f"whole: distance after {part['steps']} updates, over the way gone"
+            f"whole: relative distance after {part['steps']} updates"
         )
         rows.append((title, "; ".join(cells[False]) or "cannot", "; ".join(cells[True])))
     return rows
@@ -115,8 +115,8 @@ def _key_biases(part: Figures) -> str:
 
 
 _DISTANCES = (
-    "Distances are L2 norms over all weights together; the way gone is how far the weights held "
-    f"against came from the start. Algorithms 1 and 2 are those of {_PAPER}."
+    "Relative distances are L2 norms over all weights together, divided by how far the reference "
+    f"moved from its initial weights. Algorithms 1 and 2 are those of {_PAPER}."
 )
 
 

@@ -115,13 +115,13 @@ def test_the_table() -> None:
         "| 65.4 % (50 % to 75 %) | 100 %, each once |",
         "| of 6,388 examples, an epoch draws: 10 files, 4 workers, seed set "
         "| 90 % (90 % to 90 %) | refused before training |",
-        "| float32 LAMB (Algorithm 1): distance to float64 after 100 updates, over the way gone "
+        "| float32 LAMB (Algorithm 1): relative distance to float64 after 100 updates "
         "| Keras Lamb: 2.1e-2 (decays outside) | tf-lans LAMB, Keras 3: 3.1e-7 |",
-        "| weights without key biases, 32 rows cut into 2 replicas against whole: distance after "
-        "10 updates, over the way gone "
+        "| weights without key biases, 32 rows cut into 2 replicas against whole: relative "
+        "distance after 10 updates "
         "| LAMB 3.0e-2 | LANS 1.0e-6 |",
-        "| weights without key biases, 32 rows cut into 4 micro-batches against whole: distance "
-        "after 10 updates, over the way gone "
+        "| weights without key biases, 32 rows cut into 4 micro-batches against whole: relative "
+        "distance after 10 updates "
         "| cannot | LANS 0 |",
         "| kills after which a restarted run ends bit-equal, one worker | 0 of 1, in 1 run "
         "| 6 of 7, in 2 runs |",
@@ -129,8 +129,9 @@ def test_the_table() -> None:
         "| 0 of 2, in 2 runs; 1 restart crashed; 1 restart hung "
         "| 1 of 1, in 1 run, made so far; the sweep has 3 |",
         "",
-        "Distances are L2 norms over all weights together; the way gone is how far the weights "
-        "held against came from the start. Algorithms 1 and 2 are those of arXiv 2006.13484.",
+        "Relative distances are L2 norms over all weights together, divided by how far the "
+        "reference moved from its initial weights. Algorithms 1 and 2 are those of arXiv "
+        "2006.13484.",
         "",
         "Those of a cut batch are without the attention's key biases. Softmax ignores those, so "
         "that their gradient is rounding alone, which LANS scales to whole steps; with them our "
