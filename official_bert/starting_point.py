@@ -11,7 +11,7 @@ from official.nlp.configs import encoders
 import tfrecords
 from official_bert import checkpoints, configuration, experiments, input, saved_encoders
 from tfrecords.errors import UserError
-from tfrecords.vocabulary import SPECIAL_TOKENS, Vocabulary
+from tfrecords.vocabulary import Vocabulary
 
 VOCABULARY = "vocab.txt"
 
@@ -83,7 +83,7 @@ def find(
     if lower_case is None:  # a finetuned run's
         lower_case = (saved.get("train_data") or {}).get("do_lower_case")
     if lower_case is None:
-        lower_case = manifest.lower_case if manifest else not has_capitals(vocabulary)
+        lower_case = manifest.lower_case if manifest else not vocabulary.capitalized
     return StartingPoint(
         checkpoint=checkpoint, encoder=encoder, vocabulary=vocabulary, lower_case=lower_case
     )
@@ -160,8 +160,3 @@ def _warn_of_others(given: Vocabulary, kept: Vocabulary) -> None:
             count,
             len(kept),
         )
-
-
-def has_capitals(vocabulary: Vocabulary) -> bool:
-    """Whether any token has a capital letter, as only those of cased vocabularies do."""
-    return any(token != token.lower() for token in vocabulary.tokens if token not in SPECIAL_TOKENS)

@@ -30,7 +30,7 @@ from tfrecords.manifest import (
     Shard,
     SplitCounts,
 )
-from tfrecords.vocabulary import SPECIAL_TOKENS, Vocabulary
+from tfrecords.vocabulary import Vocabulary, casing_warning
 
 _REQUESTS = 16
 # From here on a worker's epoch is noticeably shorter than another's.
@@ -315,17 +315,8 @@ def body(flag_values: flags.FlagValues) -> None:
         )
         for line in advice(split, manifest.shards(split, seq_length)):
             print(line)
-    if flag_values.lower_case:
-        cased = [each for each in vocabulary.tokens if _has_capital(each)]
-        if cased:
-            print(
-                f"warning: the vocabulary has pieces with capitals, such as {cased[0]!r}; if it is "
-                "a cased one, adopt with --nolower_case"
-            )
-
-
-def _has_capital(token: str) -> bool:
-    return token not in SPECIAL_TOKENS and any("A" <= letter <= "Z" for letter in token)
+    if warning := casing_warning(vocabulary, flag_values.lower_case):
+        print(f"warning: {warning}")
 
 
 def _find(flag: str, patterns: str, folder: str) -> list[str]:

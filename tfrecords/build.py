@@ -14,12 +14,12 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Sequence
 
-from absl import flags
+from absl import flags, logging
 
 from tfrecords import command, hashing, limits, pipeline, schema, stages, text_flags
 from tfrecords.errors import UserError
 from tfrecords.manifest import Manifest
-from tfrecords.vocabulary import Vocabulary
+from tfrecords.vocabulary import Vocabulary, casing_warning
 
 _MIN_SEQ_LENGTH = 16
 # What a sort key of `tfrecords.masking` has bits for.
@@ -153,6 +153,18 @@ def options_from(flag_values: flags.FlagValues) -> stages.Options:
     return stages.Options(**derived, **chosen)
 
 
+def vocabulary_from(flag_values: flags.FlagValues) -> Vocabulary:
+    """The vocabulary that the flags name; a casing that it may not be of is logged as a warning.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    vocabulary = Vocabulary.load(flag_values.vocab_file)
+    if warning := casing_warning(vocabulary, flag_values.lower_case):
+        logging.warning("%s", warning)
+    return vocabulary
+
+
 def _integers(name: str, values: Iterable[str], lowest: int, highest: int) -> list[int]:
     numbers = []
     for value in values:
@@ -166,7 +178,7 @@ def body(flag_values: flags.FlagValues) -> None:
     """Builds the folder that the flags ask for."""
     manifest = pipeline.build(
         input_patterns=flag_values.input,
-        vocabulary=Vocabulary.load(flag_values.vocab_file),
+        vocabulary=vocabulary_from(flag_values),
         output_dir=flag_values.output_dir,
         options=options_from(flag_values),
         num_processes=flag_values.num_processes,

@@ -22,7 +22,6 @@ from absl import flags
 
 from tfrecords import build, command, pipeline
 from tfrecords.errors import UserError
-from tfrecords.vocabulary import Vocabulary
 
 FLAGS = copy.deepcopy(build.FLAGS)
 del FLAGS.num_processes
@@ -41,7 +40,7 @@ def body(flag_values: flags.FlagValues) -> None:
     folder = output_dir if "://" in output_dir else os.path.abspath(output_dir)
     plan, identity = pipeline.make_plan(
         flag_values.input,
-        Vocabulary.load(flag_values.vocab_file),
+        build.vocabulary_from(flag_values),
         folder,
         build.options_from(flag_values),
         flag_values.strict,

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -27,6 +28,8 @@ CONTINUATION = "##"
 
 _SIZE_MULTIPLE = 64
 _MAX_ALPHABET = 1000
+# No text is cut into them. Published vocabularies have <S> and <T> beside BERT's own.
+_CONTROL = re.compile(r"\[.+\]|<.+>")
 # ASCII's alone: U+2028 and its like are word pieces of some vocabularies.
 _BLANKS = " \t\r\f\v"
 
@@ -141,6 +144,39 @@ class Vocabulary:
         return np.array(
             [index for index, token in enumerate(self.tokens) if token not in reserved], np.int32
         )
+
+    @functools.cached_property
+    def word_pieces(self) -> tuple[str, ...]:
+        """The tokens that text is cut into: all but [CLS], [unused7], <S> and their like."""
+        return tuple(token for token in self.tokens if not _CONTROL.fullmatch(token))
+
+    @functools.cached_property
+    def capitalized(self) -> tuple[str, ...]:
+        """The word pieces with a capital letter, as only cased vocabularies have them."""
+        return tuple(piece for piece in self.word_pieces if piece != piece.lower())
+
+
+def casing_warning(vocabulary: Vocabulary, lower_case: bool) -> str | None:
+    """Why a vocabulary may not be that of a text; None where casing says nothing against it.
+
+    Args:
+        vocabulary: the word pieces.
+        lower_case: whether the text is lower-cased.
+    """
+    cased = vocabulary.capitalized
+    if lower_case and cased:
+        return (
+            f"{vocabulary.path} has word pieces with capitals, such as {cased[0]!r}, and the text "
+            "is lower-cased: if it is a cased vocabulary, give --nolower_case"
+        )
+    # Of a script without capitals there is nothing to lower-case.
+    has_case = any(piece != piece.upper() for piece in vocabulary.word_pieces)
+    if not lower_case and not cased and has_case:
+        return (
+            f"{vocabulary.path} has no word piece with a capital, and with --nolower_case every "
+            "word with one becomes [UNK]: if it is an uncased vocabulary, leave --nolower_case out"
+        )
+    return None
 
 
 def train(

@@ -7,7 +7,6 @@ from typing import Any
 import tensorflow as tf
 import tokenizers
 
-from official_bert import starting_point
 from official_bert.export import incoming, json_object
 from tfrecords import files, schema, tokenization
 from tfrecords.errors import UserError
@@ -130,7 +129,7 @@ def read(folder: str, vocab_file: str = "") -> tuple[Vocabulary, bool, tuple[str
     normalizer = described.get("normalizer") or {}
     lower_case = config.get("do_lower_case", normalizer.get("lowercase"))
     if lower_case is None:
-        lower_case = not starting_point.has_capitals(vocabulary)
+        lower_case = not vocabulary.capitalized
     strip_accents = config.get("strip_accents", normalizer.get("strip_accents"))
     warnings = []
     if strip_accents is not None and strip_accents != lower_case:

@@ -1,5 +1,6 @@
 """What a build may be asked for besides pairs of every document: packing, GZIP, no duplicates."""
 
+import itertools
 import json
 import pathlib
 import subprocess
@@ -106,6 +107,30 @@ def test_duplicates_are_left_out(
     again = built(twice, vocab_file, tmp_path / "again", "--deduplicate", "--num_processes=2")
     assert contents(tmp_path / "clean") == contents(tmp_path / "again")
     assert again == clean.__class__.load(tmp_path / "again")
+
+
+def test_a_vocabulary_of_another_casing_is_pointed_out(
+    corpus_dir: pathlib.Path,
+    vocab_file: pathlib.Path,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In a line, and the build goes on: who gave it may have meant it."""
+    cased = tmp_path / "cased.txt"
+    cased.write_text(vocab_file.read_text().replace("[unused0]", "Fox"))
+    warnings = {}
+    for vocabulary, flag in itertools.product((vocab_file, cased), ("lower_case", "nolower_case")):
+        caplog.clear()
+        output = tmp_path / f"{vocabulary.stem}-{flag}"
+        built(corpus_dir, vocabulary, output, f"--{flag}", "--seq_lengths=32", "--dupe_factor=1")
+        warnings[vocabulary.stem, flag] = [
+            record.getMessage() for record in caplog.records if record.levelname == "WARNING"
+        ]
+    assert not warnings["vocab", "lower_case"] and not warnings["cased", "nolower_case"]
+    (line,) = warnings["vocab", "nolower_case"]
+    assert f"{vocab_file} has no word piece with a capital" in line
+    (line,) = warnings["cased", "lower_case"]
+    assert f"{cased} has word pieces with capitals, such as 'Fox'" in line and "\n" not in line
 
 
 def test_defaults_follow_the_kind_of_records(

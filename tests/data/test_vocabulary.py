@@ -56,6 +56,31 @@ def test_case(tmp_path: pathlib.Path) -> None:
         assert absent not in tokens
 
 
+def of_pieces(*pieces: str) -> vocabulary.Vocabulary:
+    return vocabulary.Vocabulary(tokens=(*SPECIAL.split(), *pieces), content=b"")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "cased", "uncased"),
+    [
+        (("fox", "##es"), "no word piece with a capital", None),
+        (("fox", "Fox"), None, "word pieces with capitals, such as 'Fox'"),
+        (("fox", "##É"), None, "such as '##É'"),
+        # Google's Chinese vocabulary has <S> and <T>, others unused tokens of their own.
+        (("fox", "<S>", "<T>", "[unused1]", "[BOS]"), "no word piece with a capital", None),
+        # Lower-casing takes away accents too, so scripts without capitals may do without it.
+        (("\u304c", "7", "##,"), None, None),
+    ],
+)
+def test_casing_is_compared_with_the_word_pieces(
+    pieces: tuple[str, ...], cased: str | None, uncased: str | None
+) -> None:
+    for lower_case, expected in ((False, cased), (True, uncased)):
+        found = vocabulary.casing_warning(of_pieces(*pieces), lower_case)
+        assert (found is None) == (expected is None), found
+        assert found is None or expected in found and "--nolower_case" in found
+
+
 def test_formats_of_text(tmp_path: pathlib.Path) -> None:
     lines = ["zebra alone", "gnu and zebra"] * 30
     for name, content, flag in (
