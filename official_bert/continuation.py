@@ -74,6 +74,26 @@ class Change:
     now: Any
 
 
+def with_start(
+    params: config_definitions.ExperimentConfig, model_dir: str
+) -> config_definitions.ExperimentConfig:
+    """The config of a run that goes on, with the weights it started from where it names none now.
+
+    A run goes on from a checkpoint of its own. One that has lost them all starts again, and is to
+    do so from where it did.
+
+    Args:
+      params: the config; one that names a start is returned as it is.
+      model_dir: folder of the run, which need not have begun; "" for none.
+    """
+    if params.task.init_checkpoint or not model_dir:
+        return params
+    for _, was, _ in configuration.differences(params, model_dir, (_START,)):
+        if was:
+            params = params.replace(task=params.task.replace(init_checkpoint=was))
+    return params
+
+
 def check(
     params: config_definitions.ExperimentConfig,
     model_dir: str,

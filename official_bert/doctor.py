@@ -243,7 +243,7 @@ def _folder_problems(
 ) -> list[str]:
     """Why a sound config cannot go on in this folder."""
     try:
-        params = runner.completed(params, mode, workers)
+        params = runner.completed(params, mode, workers, model_dir)
         continuation.check(params, model_dir, mode, repartition=repartition)
     except UserError as error:
         return [str(error)]

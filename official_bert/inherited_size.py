@@ -1,4 +1,4 @@
-"""Whether a run's encoder is as large as the one that its init_checkpoint holds."""
+"""Whether a run can start from its init_checkpoint: weights of an encoder as large as its own."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import tensorflow as tf
 from official.core import config_definitions
 
-from official_bert import configuration
+from official_bert import checkpoints, configuration, continuation
+from tfrecords.errors import UserError
 
 _SECTION = "task.model.encoder"
 _SIZES = (
@@ -21,16 +22,32 @@ _SIZES = (
 )
 
 
-def problems(params: config_definitions.ExperimentConfig, init_checkpoint: str) -> Iterator[str]:
+def problems(params: config_definitions.ExperimentConfig, model_dir: str) -> Iterator[str]:
+    """Why a run that has no checkpoint of its own cannot start; nothing for random weights.
+
+    Args:
+      params: the config of the run about to start.
+      model_dir: its folder, which may say what the run started from before; "" for none.
+    """
+    try:
+        start = continuation.with_start(params, model_dir).task.init_checkpoint
+        if not start:
+            return
+        checkpoints.latest(start)
+    except UserError as error:
+        yield str(error)
+        return
+    yield from _size_problems(params, start)
+
+
+def _size_problems(params: config_definitions.ExperimentConfig, start: str) -> Iterator[str]:
     """Every size that differs, and how to set it; nothing where the checkpoint's is not known.
 
     Args:
       params: the config of the run about to start.
-      init_checkpoint: the folder or the prefix it starts from; the `params.yaml` there says the
-        size.
+      start: the folder or the prefix it starts from; the `params.yaml` there says the size.
     """
-    is_folder = tf.io.gfile.isdir(init_checkpoint)
-    folder = init_checkpoint if is_folder else os.path.dirname(init_checkpoint)
+    folder = start if tf.io.gfile.isdir(start) else os.path.dirname(start)
     for name, was, wanted in configuration.differences(params, folder, [_SECTION]):
         if name.rsplit(".", 1)[-1] in _SIZES and was is not None and wanted is not None:
             yield (

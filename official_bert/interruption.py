@@ -1,9 +1,9 @@
-"""Stopping on SIGTERM: at the next step boundary, or in time when none comes.
+"""Stopping on a signal: at the next step boundary, or in time when none comes.
 
-Cloud machines, Slurm and Kubernetes announce their end with SIGTERM. The main thread may sit in
-a TensorFlow function for minutes then, and Python runs signal handlers in that thread alone; so
-the signal's byte goes through a pipe to a thread of its own, which sets a variable that the loop
-of steps reads.
+Cloud machines, Slurm and Kubernetes announce their end with SIGTERM, a lost terminal does with
+SIGHUP, and a user presses Ctrl-C. The main thread may sit in a TensorFlow function for minutes
+then, and Python runs signal handlers in that thread alone; so the signal's byte goes through a pipe
+to a thread of its own, which sets a variable that the loop of steps reads.
 """
 
 import contextlib
@@ -13,16 +13,20 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 import tensorflow as tf
 from absl import flags
 
+from official_bert import output_lines
 from tfrecords import command
 
 EXIT_FAILED = 1
 EXIT_RESTART = 42
 GRACE_SECONDS = 30.0
 HEARTBEAT = "TF_LANS_HEARTBEAT"
+
+_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP", signal.SIGINT: "Ctrl-C"}
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run goes on when started again
@@ -46,6 +50,10 @@ class StopRequest:
         self._flag: tf.Variable | None = None
         # Set at a boundary: what is saved from there on may take its time.
         self.reached = threading.Event()
+        # An evaluation has no steps, and nothing to save.
+        self.has_steps = True
+        # What the process ends with once it has stopped.
+        self.code = EXIT_RESTART
 
     def watch(self) -> tf.Variable:
         """A bool variable on the CPU that is set when somebody has asked.
@@ -83,11 +91,13 @@ def _take_back_sigterm() -> None:
 
 
 @contextlib.contextmanager
-def stops_on_sigterm(request: StopRequest, grace_seconds: float) -> Iterator[None]:
-    """While this is entered, SIGTERM sets `request`.
+def stops_on_signals(request: StopRequest, grace_seconds: float) -> Iterator[None]:
+    """While this is entered, SIGTERM, SIGHUP and Ctrl-C set `request`.
 
-    Where no run has begun, or no step ends within `grace_seconds`, the process ends with
-    `EXIT_RESTART` and what the last checkpoint holds: a half-written one is known as such. Only
+    Where there are no steps whose end could be waited for, or none ends within `grace_seconds` of
+    SIGTERM or SIGHUP, the process ends with what the last checkpoint holds: a half-written one is
+    known as such. So it does at a Ctrl-C that is not the first signal. The code is `EXIT_RESTART`,
+    and after Ctrl-C `command.INTERRUPTED`, which nobody takes for a wish to be started again. Only
     the main thread may enter; elsewhere nothing happens.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -97,46 +107,84 @@ def stops_on_sigterm(request: StopRequest, grace_seconds: float) -> Iterator[Non
     os.set_blocking(writing, False)
     watcher = threading.Thread(target=_watch, args=(reading, request, grace_seconds), daemon=True)
     # A handler of Python's own, even if it does nothing, is what makes the byte arrive.
-    handler = signal.signal(signal.SIGTERM, lambda *_: None)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in _heeded()}
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     watcher.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         request.reached.set()
         os.close(writing)
         watcher.join()
         os.close(reading)
 
 
+def _heeded() -> list[signal.Signals]:
+    """The signals that stop a run. nohup, and a shell's `&` in a script, mean what they say."""
+    return [
+        number
+        for number in _NAMES
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
+    ]
+
+
 def _watch(reading: int, request: StopRequest, grace_seconds: float) -> None:
+    is_asked = False
     while signals := os.read(reading, 64):
-        if signal.SIGTERM not in signals:
-            continue
-        if not request.is_watched:
-            _end("SIGTERM before the run began")
-        request.set()
-        if not request.reached.wait(grace_seconds):
-            _end(f"no step ended within {grace_seconds:g} s of SIGTERM")
-        return
+        for number in signals:
+            if number in _NAMES:
+                _answer(signal.Signals(number), request, grace_seconds, is_asked)
+                is_asked = True
 
 
-def _end(reason: str) -> None:
-    print(
-        f"{reason}: stopping at the last checkpoint; start again with the same command",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(EXIT_RESTART)
+def _answer(
+    number: signal.Signals, request: StopRequest, grace_seconds: float, is_asked: bool
+) -> None:
+    """Asks for the stop that a signal is for, or ends the process."""
+    name = _NAMES[number]
+    if number == signal.SIGINT:
+        request.code = command.INTERRUPTED
+    if not request.is_watched:
+        _end(f"{name} before the run began", request.code)
+    if not request.has_steps:
+        _end(f"{name} in an evaluation", request.code)
+    if number == signal.SIGINT and is_asked:
+        _end(f"{name} again", request.code)
+    request.set()
+    if number == signal.SIGINT:
+        _say("Ctrl-C: saving at the end of the step; press it again to end at once, without")
+    else:
+        waiting = (request, name, grace_seconds)
+        threading.Thread(target=_end_in_time, args=waiting, daemon=True).start()
+
+
+def _end_in_time(request: StopRequest, name: str, grace_seconds: float) -> None:
+    if not request.reached.wait(grace_seconds):
+        _end(f"no step ended within {grace_seconds:g} s of {name}", request.code)
+
+
+def _end(reason: str, code: int) -> NoReturn:
+    _say(f"{reason}: stopping at the last checkpoint; start again with the same command")
+    os._exit(code)
+
+
+def _say(line: str) -> None:
+    """Tells it where anybody is left to read it: Ctrl-C ends a `tee` too, and terminals hang up."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError as error:
+        output_lines.let_go(sys.stderr, error)
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Defines `--grace_seconds`."""
     flags.DEFINE_float(
-        "grace_seconds", GRACE_SECONDS, "After SIGTERM, how long to wait for the end of a step.",
-        lower_bound=0.0, flag_values=flag_values,
+        "grace_seconds", GRACE_SECONDS, "After SIGTERM or SIGHUP, how long to wait for the end of "
+        "a step; after Ctrl-C until there is a second one.", lower_bound=0.0,
+        flag_values=flag_values,
     )  # fmt: skip
 
 
@@ -147,20 +195,21 @@ def exit_code(
 ) -> int:
     """Runs a training command; `EXIT_RESTART` where the run was stopped to be started again.
 
-    Otherwise as `tfrecords.command.run`, but for files that cannot be read or written once the
-    run has begun: then they could be before, and starting again may help, so the code is 1.
+    After Ctrl-C it is `command.INTERRUPTED`, and starting it again goes on too. Otherwise as
+    `tfrecords.command.run`, but for files that cannot be read or written once the run has begun:
+    then they could be before, and starting again may help, so the code is 1.
 
     Args:
       body: the command; it gives the request to its runs.
       flag_values: the command's flags.
       argv: its arguments.
     """
+    request = StopRequest()
 
     @functools.wraps(body)
     def stoppable(parsed: flags.FlagValues) -> None:
-        request = StopRequest()
         try:
-            with stops_on_sigterm(request, parsed.grace_seconds):
+            with stops_on_signals(request, parsed.grace_seconds):
                 body(parsed, request)
         except (OSError, tf.errors.NotFoundError) as error:
             if not request.is_watched:
@@ -170,10 +219,10 @@ def exit_code(
     try:
         return command.run(stoppable, flag_values, argv)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return EXIT_RESTART
+        _say(str(stopped))
+        return request.code
     except StorageError as error:
-        print(f"error: {error}; start again with the same command", file=sys.stderr)
+        _say(f"error: {error}; start again with the same command")
         return EXIT_FAILED
 
 

@@ -22,7 +22,7 @@ from typing import BinaryIO
 import yaml
 from absl import flags
 
-from official_bert import supervision
+from official_bert import output_lines, supervision
 from tfrecords import command
 from tfrecords.errors import UserError
 
@@ -353,11 +353,8 @@ class Screen:
         try:
             self._stream.write(b"".join(b"[%s] %s\n" % (speaker.encode(), line) for line in lines))
             self._stream.flush()
-        except BrokenPipeError:
-            # What could not be written stays in the buffer, and Python tries it again at its end.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+        except OSError as error:
+            output_lines.let_go(self._stream, error)
             self._stream = None
 
 

@@ -1,5 +1,11 @@
-"""What a process says, cut into lines as it arrives."""
+"""What a process says: cut into lines as it arrives, and said to nobody where nobody reads it."""
 
+import errno
+import os
+from typing import IO, Any
+
+# The reader of a pipe has gone, or a terminal.
+_GONE = (errno.EPIPE, errno.EIO)
 _REDRAW_SECONDS = 15.0
 _LONGEST_LINE = 1 << 16
 
@@ -45,3 +51,45 @@ class Lines:
 
 def _last_state(line: bytes) -> bytes:
     return next((state for state in reversed(line.split(b"\r")) if state), b"")
+
+
+def let_go(stream: IO[Any], error: OSError) -> None:
+    """Has an output that nobody reads any more go nowhere.
+
+    What could not be written stays in its buffer, and Python, which tries it again at its end,
+    would end with a code of its own.
+
+    Args:
+      stream: the output.
+      error: what writing to it raised; raised again where it is of another kind.
+    """
+    if error.errno not in _GONE:
+        raise error
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class Unbroken:
+    """A text output whose reader may go while it is written to: that ends no run."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As the output's own."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            let_go(self._stream, error)
+            return len(text)
+
+    def flush(self) -> None:
+        """As the output's own."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            let_go(self._stream, error)

@@ -296,9 +296,8 @@ def _pretraining_problems(
     task = params.task
     # A run that has checkpoints of its own starts from those.
     begun = bool(model_dir) and checkpoints.exists(model_dir)
-    if task.init_checkpoint and "train" in mode and not begun:
-        yield from _refusals(checkpoints.latest, task.init_checkpoint)
-        yield from inherited_size.problems(params, task.init_checkpoint)
+    if "train" in mode and not begun:
+        yield from inherited_size.problems(params, model_dir)
     if task.model.encoder.type != _ENCODER:
         yield (
             f"task.model.encoder.type is {task.model.encoder.type!r}; expected {_ENCODER}, the "

@@ -12,7 +12,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import orbit
 import tensorflow as tf
@@ -37,6 +37,7 @@ from official_bert import (
     run_data,
 )
 from official_bert.input import PretrainDataConfig
+from official_bert.output_lines import Unbroken
 from official_bert.pretraining_task import with_heads_of_data
 from official_bert.run_checkpoints import RunCheckpoints
 from official_bert.run_files import TRAIN_SUMMARIES, RunFiles
@@ -98,7 +99,7 @@ def run(
     for problem in ranges.problems(params, mode).values():
         raise UserError(problem)
     strategy = strategy or devices.build_strategy(params.runtime)
-    params = completed(params, mode, cluster.input_pipelines(strategy))
+    params = completed(params, mode, cluster.input_pipelines(strategy), model_dir)
     changes = continuation.check(params, model_dir, mode, repartition=repartition)
     performance.set_mixed_precision_policy(params.runtime.mixed_precision_dtype or "float32")
     pipelines, replicas = cluster.input_pipelines(strategy), strategy.num_replicas_in_sync
@@ -106,6 +107,7 @@ def run(
     tf_keras.utils.set_random_seed(params.task.seed)
     interruption.beat()
     stop = stop or interruption.StopRequest()
+    stop.has_steps = "train" in mode
     stop.watch()
     screen = sys.stdout
     with (
@@ -161,12 +163,12 @@ def check_model_dir(
       UserError: naming the first field that differs.
     """
     workers = cluster.input_pipelines(strategy or tf.distribute.get_strategy())
-    params = completed(params, mode, workers)
+    params = completed(params, mode, workers, model_dir)
     continuation.check(params, model_dir, mode, repartition=repartition)
 
 
 def completed(
-    params: config_definitions.ExperimentConfig, mode: str, workers: int
+    params: config_definitions.ExperimentConfig, mode: str, workers: int, model_dir: str
 ) -> config_definitions.ExperimentConfig:
     """The config with what follows from the rest of it written out, as the run records it.
 
@@ -174,10 +176,12 @@ def completed(
       params: the config.
       mode: one of `MODES`.
       workers: input pipelines.
+      model_dir: the run's folder, which says what a run that has begun started from.
 
     Raises:
-      UserError: the shards, from which the heads follow, cannot be read.
+      UserError: the shards, from which the heads follow, or what the folder says cannot be read.
     """
+    params = continuation.with_start(params, model_dir)
     params = with_heads_of_data(optimization.with_schedule_length(params), mode)
     if not hasattr(params.runtime, "num_workers"):
         return params
@@ -344,8 +348,8 @@ class _Run:
             self.stop.reached.set()
             self._save()
             raise interruption.Stopped(
-                f"{self.model_dir}: stopped at step {self.step} as asked; start again with the "
-                "same command"
+                f"{self.model_dir}: stopped at step {self.step} as asked, all of it saved; start "
+                "again with the same command"
             )
 
     def _show(self, rows: list[dict[str, Any]]) -> None:
@@ -397,7 +401,7 @@ class _Run:
 def _progress(
     screen: TextIO, description: str, total: int, initial: int, shown: bool = True
 ) -> tqdm:
-    with contextlib.redirect_stdout(screen):
+    with contextlib.redirect_stdout(cast(TextIO, Unbroken(screen))):
         return command.progress(
             total=total, desc=description, unit="step", initial=initial, disable=not shown
         )

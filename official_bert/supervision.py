@@ -1,6 +1,6 @@
 """A job of several local processes: started together, watched, ended together, started again.
 
-All that is known here of training is the meaning of three exit codes and that a worker touches its
+All that is known here of training is the meaning of four exit codes and that a worker touches its
 heartbeat file after everything it does. The workers of a start are one process group, which ends
 with the process that started it, however that one ends.
 """
@@ -111,7 +111,7 @@ class Failure:
 
 
 def to_blame(failures: Iterable[Failure]) -> Failure:
-    """The failure that explains the others: a user's mistake, a wish to restart, a signal, a code.
+    """What explains the others: a mistake, a Ctrl-C, a wish to restart, a signal, a code.
 
     A worker whose peer is gone ends with an ordinary error code, so that one explains least.
 
@@ -121,9 +121,9 @@ def to_blame(failures: Iterable[Failure]) -> Failure:
     """
 
     def rank(failure: Failure) -> tuple[int, int]:
-        ranks = {USER_ERROR: 0, RESTART: 1}
+        ranks = {USER_ERROR: 0, INTERRUPTED: 1, RESTART: 2}
         code = failure.code
-        return (2 if code is None or code < 0 else ranks.get(code, 3)), failure.worker
+        return (3 if code is None or code < 0 else ranks.get(code, 4)), failure.worker
 
     return min(failures, key=rank)
 
@@ -349,15 +349,15 @@ class _Start:
 
         The peers of a worker that died block in a sum over all workers. They come to no step
         boundary at which SIGTERM could have them save, so it is not sent to them. A worker that
-        asks for a restart stopped at a boundary, as its peers do, and the chief may still be
-        writing the checkpoint.
+        asks for a restart, or was interrupted, stopped at a boundary, as its peers do, and the
+        chief may still be writing the checkpoint.
         """
         grace = self._job.grace_seconds + self._job.margin_seconds
-        if failure is None or failure.code in (RESTART, None):
+        if failure is None or failure.code in (INTERRUPTED, RESTART, None):
             for worker in self.workers:
                 worker.terminate()
             await self._all_exited(grace)
-            return failure
+            return to_blame(self._failures()) if failure and failure.code else failure
         if failure.code > 0 and failure.code != USER_ERROR:
             await self._all_exited(self._job.settle_seconds)
             return to_blame(self._failures())
@@ -396,9 +396,9 @@ def log_path(log_dir: str, index: int) -> str:
 def supervise(job: Job, show: Show) -> Ending:
     """Runs a job to its end, in the main thread, whose signals it takes.
 
-    Exit code 0 of all workers ends it, 2 of one does. Any other code, a signal or a hang starts
-    all of them again, `job.max_restarts` times. 42 does so without being counted, if the workers
-    trained before: a machine that takes them back at once would otherwise go on for ever.
+    Exit code 0 of all workers ends it, 2 or 130 of one does. Any other code, a signal or a hang
+    starts all of them again, `job.max_restarts` times. 42 does so without being counted, if the
+    workers trained before: a machine that takes them back at once would otherwise go on for ever.
 
     Args:
       job: what to run.
@@ -420,6 +420,8 @@ async def _supervise(job: Job, show: Show) -> Ending:
         if failure is None or start.all_done or stop.asked.is_set():
             return Ending(code=DONE if start.all_done else stop.code)
         log = log_path(job.log_dir, failure.worker)
+        if failure.code == INTERRUPTED:
+            return Ending(code=INTERRUPTED)
         if failure.code == USER_ERROR:
             line = start.workers[failure.worker].error_line
             return Ending(code=USER_ERROR, error=line or f"{failure}; its log is {log}")

@@ -8,8 +8,9 @@ Example::
     --mode=train_and_eval --model_dir=run/phase1
 
 Run again with the same flags, it continues from the newest checkpoint in --model_dir, and ends
-as if it had not been interrupted. After SIGTERM it saves at the next step boundary and exits with
-42, which means: start me again.
+as if it had not been interrupted. After SIGTERM or SIGHUP it saves at the next step boundary and
+exits with 42, which means: start me again. After Ctrl-C it saves too and exits with 130; a second
+one ends it at once.
 """
 
 import sys

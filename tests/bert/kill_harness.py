@@ -210,7 +210,7 @@ class Job:
 
 def start_server() -> None:
     """Starts the server that processes are forked from; returns when it has imported TensorFlow."""
-    process = _context().Process(target=_nothing)
+    process = context().Process(target=_nothing)
     process.start()
     process.join()
 
@@ -234,7 +234,7 @@ def run(job: Job, folder: pathlib.Path, point: KillPoint | None = None) -> list[
     if job.workers > 1:
         environments = launch.cluster_environments(launch.free_ports(job.workers))
     processes = [
-        _context().Process(
+        context().Process(
             target=_worker, args=(job, environment, folder, index, point), daemon=True
         )
         for index, environment in enumerate(environments)
@@ -251,7 +251,7 @@ def run(job: Job, folder: pathlib.Path, point: KillPoint | None = None) -> list[
     return [process.exitcode for process in processes]
 
 
-def _context() -> Any:
+def context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context

@@ -83,8 +83,8 @@ def test_phases_may_differ_in_what_shapes_no_weight(tiny) -> None:
     pretrain._check_models(tiny(), tiny(task__model__encoder__bert__dropout_rate=0.1))
 
 
-def test_the_doctor_looks_whether_the_folder_is_of_this_run(tiny, tmp_path) -> None:
-    saved = runner.completed(tiny(), "train_and_eval", 1)
+def test_the_doctor_looks_whether_the_folder_is_of_this_run(tiny, pretrained_run, tmp_path) -> None:
+    saved = runner.completed(tiny(), "train_and_eval", 1, str(tmp_path))
     configuration.save(saved, str(tmp_path))
 
     def problems(
@@ -102,6 +102,15 @@ def test_the_doctor_looks_whether_the_folder_is_of_this_run(tiny, tmp_path) -> N
     (line,) = problems(num_workers=2)
     assert "runtime.num_workers was 1, now 2" in line
     assert not problems(num_workers=2, repartition=True)
+    # Of `official_bert.pretrain`, which tells phase 2 alone where it starts.
+    phase2 = saved.replace(task=saved.task.replace(init_checkpoint=str(pretrained_run)))
+    configuration.save(phase2, str(tmp_path))
+    (tmp_path / "ckpt-1.index").touch()
+    assert not problems()
+    (line,) = problems(task__init_checkpoint="other")
+    assert f"task.init_checkpoint was '{pretrained_run}', now 'other'" in line
+    (tmp_path / "ckpt-1.index").unlink()
+    assert not problems()
     on_tpu = {"runtime__distribution_strategy": "tpu"}
     hosts = saved.replace(runtime=saved.runtime.replace(num_workers=2))
     configuration.save(hosts, str(tmp_path))

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from official_bert import (
     configuration,
     continuation,
+    interruption,
     metrics_log,
+    preflight,
     run_checkpoints,
     run_data,
     run_files,
@@ -42,6 +44,11 @@ def phases(pretrained_run, tiny, tmp_path, monkeypatch) -> pathlib.Path:
     return tmp_path / "run"
 
 
+def begin_as_run(params, folder: str) -> None:
+    """What a run writes down before its first step."""
+    configuration.save(runner.completed(params, "train", 1, folder), folder)
+
+
 def changes_of(tiny, start: object, folder: object) -> list[tuple[str, object]]:
     found = continuation.check(tiny(task__init_checkpoint=start), str(folder), "train")
     return [(change.field, change.now) for change in found]
@@ -61,12 +68,50 @@ def test_a_moved_run_starts_where_it_did(phases, tiny) -> None:
     assert changes_of(tiny, "moved/phase1", "moved/phase2") == [(START, "moved/phase1")]
 
 
+def test_a_run_that_has_begun_need_not_be_told_again_where_it_started(phases, tiny) -> None:
+    """As a plain recipe does not, while `official_bert.pretrain` names its first phase."""
+    begin_as_run(tiny(task__init_checkpoint="run/phase1"), "run/phase2")
+    unnamed = tiny()
+    found = runner.completed(unnamed, "train", 1, "run/phase2")
+    assert found.task.init_checkpoint == "run/phase1"
+    assert unnamed.task.init_checkpoint == ""
+    runner.check_model_dir(unnamed, "run/phase2", "train")
+    # A run that has lost its checkpoints starts there again, so that it has to be there.
+    assert not list(preflight.problems(unnamed, "train", "run/phase2"))
+    (phases / "phase1").rename(phases / "elsewhere")
+    assert list(preflight.problems(unnamed, "train", "run/phase2")) == [
+        "no checkpoint at run/phase1; expected a model_dir with a finished save, a prefix such as "
+        "model_dir/ckpt-500, or an exported SavedModel"
+    ]
+    named = tiny(task__init_checkpoint="run/elsewhere")
+    for folder in ("run/phase2", "run/elsewhere", "run/new"):
+        completed = runner.completed(named, "train", 1, folder)
+        assert completed.task.init_checkpoint == "run/elsewhere"
+    for folder in ("run/elsewhere", "run/new"):
+        assert runner.completed(unnamed, "train", 1, folder).task.init_checkpoint == ""
+
+
+def test_a_run_that_lost_its_checkpoints_starts_where_it_did(phases, tiny, monkeypatch) -> None:
+    """Not from random weights."""
+    begin_as_run(tiny(task__init_checkpoint="run/phase1"), "run/phase2")
+
+    def restore(path: str, model: tf_keras.Model) -> None:
+        raise UserError(f"started from {path}")
+
+    monkeypatch.setattr("official_bert.checkpoints.restore_model", restore)
+    with pytest.raises(UserError, match="started from run/phase1"):
+        runner.run(tiny(), "run/phase2", "train")
+
+
 def test_another_start_is_another_run(phases, tiny, shards) -> None:
     other = tiny(task__model__encoder__bert__num_layers=1)
     pretrained_runs.write(other, shards, phases.parent / "other")
-    for name, shown in (("other", "other"), ("nowhere", "nowhere"), ("''", "")):
-        with pytest.raises(UserError, match=f"{START} was 'run/phase1', now '{shown}'"):
-            changes_of(tiny, name, "run/phase2")
+    for name in ("other", "nowhere"):
+        with pytest.raises(UserError, match=f"{START} was 'run/phase1', now '{name}'"):
+            runner.check_model_dir(tiny(task__init_checkpoint=name), "run/phase2", "train")
+    # To a finetuning, which completes nothing, none means random weights.
+    with pytest.raises(UserError, match=f"{START} was 'run/phase1', now ''"):
+        continuation.check_begun(tiny(), "run/phase2", [START])
 
 
 def test_a_vocabulary_is_known_by_its_content(tmp_path, tiny, shards) -> None:
@@ -304,8 +349,10 @@ def test_an_evaluation_asks_for_the_model_only(pretrained_run, tmp_path, tiny) -
     run = tmp_path / "run"
     shutil.copytree(pretrained_run, run)
     other = {"trainer__optimizer_config__optimizer__type": "adamw"}
-    result = runner.run(tiny(**other), str(run), "eval")
+    stop = interruption.StopRequest()
+    result = runner.run(tiny(**other), str(run), "eval", stop=stop)
     assert result.evaluation["masked_lm_loss"] > 0
+    assert not stop.has_steps  # whose end a signal would wait for
     (run / "params.yaml").unlink()
     with pytest.raises(UserError, match="another architecture than the config's"):
         runner.run(tiny(task__model__encoder__bert__num_layers=1), str(run), "eval")

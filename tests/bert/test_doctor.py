@@ -83,7 +83,9 @@ def test_a_sound_recipe_ends_with_0(capsys, tmp_path, tiny, tiny_yaml, shards, m
     monkeypatch.setattr(doctor, "probe", lambda: Machine(memory_bytes=2**40))
     data = f"task.train_data.input_path={shards},task.validation_data.input_path={shards}"
     (tmp_path / "run").mkdir()
-    saved = runner.completed(tiny(task__micro_batch_size=4), "train_and_eval", 1)
+    saved = runner.completed(
+        tiny(task__micro_batch_size=4), "train_and_eval", 1, str(tmp_path / "run")
+    )
     configuration.save(saved, str(tmp_path / "run"))
     rows = [
         {"step": step, "loss": 1.0, "gradient_norm": 3.0, "piece_gradient_norm": 5.0}

@@ -1,5 +1,6 @@
 """Runs that are stopped, damaged or short of disk go on, and end as if undisturbed."""
 
+import io
 import json
 import os
 import pathlib
@@ -12,7 +13,16 @@ import threading
 import pytest
 from absl import flags
 
-from official_bert import checkpoints, interruption, metrics_log, run_files, runner, train
+from official_bert import (
+    checkpoints,
+    interruption,
+    metrics_log,
+    output_lines,
+    run_files,
+    runner,
+    train,
+)
+from tests.bert import kill_harness, signalled
 from tests.bert.resumed_runs import (
     SCHEDULE,
     STEPS,
@@ -21,7 +31,8 @@ from tests.bert.resumed_runs import (
     keep_oldest,
     tensors,
 )
-from tfrecords import files
+from tests.bert.signalled import BLOCKING, EVALUATING, STARTING
+from tfrecords import command, files
 from tfrecords.errors import UserError
 
 LONG_S = 300.0  # until a broken test gives up; nothing that passes waits for it
@@ -47,8 +58,12 @@ def whole(tmp_path_factory, with_dropout) -> pathlib.Path:
     return model_dir
 
 
-def test_sigterm_saves_at_a_step_boundary_and_asks_to_be_started_again(
-    tmp_path, whole, tiny_arguments, monkeypatch, capsys
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, interruption.EXIT_RESTART), (signal.SIGINT, command.INTERRUPTED)],
+)
+def test_a_signal_saves_at_a_step_boundary_and_the_run_goes_on(
+    tmp_path, whole, tiny_arguments, monkeypatch, capsys, number: signal.Signals, code: int
 ) -> None:
     """The signal comes between two loops, so the next ends after its first step."""
     add_steps, ask = run_files.RunFiles.add_steps, interruption.StopRequest.set
@@ -58,50 +73,103 @@ def test_sigterm_saves_at_a_step_boundary_and_asks_to_be_started_again(
         ask(self)
         asked.set()
 
-    def then_sigterm(self, rows, seconds, summary):
+    def then_signal(self, rows, seconds, summary):
         add_steps(self, rows, seconds, summary)
         if rows[-1]["step"] == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             assert asked.wait(60)
 
     monkeypatch.setattr(interruption.StopRequest, "set", set_and_tell)
-    monkeypatch.setattr(run_files.RunFiles, "add_steps", then_sigterm)
-    command = arguments(tmp_path, tiny_arguments)
-    assert train.main(command) == interruption.EXIT_RESTART
+    monkeypatch.setattr(run_files.RunFiles, "add_steps", then_signal)
+    flags_of_run = arguments(tmp_path, tiny_arguments)
+    # Where the tests run in the background, Ctrl-C is ignored.
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        assert train.main(flags_of_run) == code
+        assert signal.getsignal(number) == signal.default_int_handler
+    finally:
+        signal.signal(number, before)
     stopped = metrics_log.read(tmp_path / metrics_log.METRICS)[-1]["step"]
     assert stopped == 5  # the first of a loop of two
     assert checkpoints.latest(str(tmp_path)).endswith(f"ckpt-{stopped}")
     error = capsys.readouterr().err
-    assert f"stopped at step {stopped}" in error
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert f"stopped at step {stopped} as asked, all of it saved; start again with" in error
+    assert ("press it again to end at once" in error) == (number == signal.SIGINT)
     monkeypatch.undo()
-    assert train.main(command) == 0
+    assert train.main(flags_of_run) == 0
     assert_same_run(tmp_path, whole)
 
 
-WAITS = """
-import os, signal, sys, threading
-from official_bert import interruption
-stop = interruption.StopRequest()
-if sys.argv[2] == "running":
-    stop.watch()
-with interruption.stops_on_sigterm(stop, float(sys.argv[1])):
-    os.kill(os.getpid(), signal.SIGTERM)
-    threading.Event().wait()
-"""
+TERM, HANG_UP, CTRL_C = signal.SIGTERM, signal.SIGHUP, signal.SIGINT
 
 
 @pytest.mark.parametrize(
-    ("state", "grace", "words"),
-    [("running", "0.1", "within 0.1 s of SIGTERM"), ("starting", "600", "before the run began")],
+    ("state", "grace", "numbers", "code", "words"),
+    [
+        (BLOCKING, 0.1, [TERM], 42, "within 0.1 s of SIGTERM"),
+        (BLOCKING, 0.1, [HANG_UP], 42, "within 0.1 s of SIGHUP"),
+        (STARTING, LONG_S, [TERM], 42, "SIGTERM before the run began"),
+        (STARTING, LONG_S, [CTRL_C], 130, "Ctrl-C before the run began"),
+        (EVALUATING, LONG_S, [CTRL_C], 130, "Ctrl-C in an evaluation"),
+        # Who pressed it is there to press it again, however short the grace is.
+        (BLOCKING, 0.0, [CTRL_C, CTRL_C], 130, "Ctrl-C again"),
+        (BLOCKING, LONG_S, [TERM, CTRL_C], 130, "Ctrl-C again"),
+        (BLOCKING, LONG_S, [TERM, TERM, CTRL_C], 130, "Ctrl-C again"),
+        # The machine ends after all, and the run was not to be started again.
+        (BLOCKING, 0.1, [CTRL_C, TERM], 130, "within 0.1 s of SIGTERM"),
+    ],
 )
-def test_without_a_boundary_the_process_ends_in_time(state: str, grace: str, words: str) -> None:
-    """The main thread waits for ever, as in a step that takes hours, or for peers."""
-    ended = subprocess.run(
-        [sys.executable, "-c", WAITS, grace, state], capture_output=True, text=True, timeout=LONG_S
-    )
-    assert ended.returncode == interruption.EXIT_RESTART
-    assert words in ended.stderr
+def test_without_a_boundary_the_process_ends_in_time(
+    tmp_path, state: str, grace: float, numbers: list[int], code: int, words: str
+) -> None:
+    log = tmp_path / "log"
+    assert signalled.ended(signalled.waits, log, state, grace, numbers, []) == code
+    assert words in log.read_text().splitlines()[-1]
+
+
+def test_signals_that_are_ignored_from_the_start_stay_so(tmp_path) -> None:
+    """As below nohup, or behind a `&` in a script. SIGTERM is how a script asks for a save."""
+    log, ignored = tmp_path / "log", [HANG_UP, CTRL_C, TERM]
+    numbers = [HANG_UP, CTRL_C, CTRL_C, TERM]
+    assert signalled.ended(signalled.waits, log, BLOCKING, 0.0, numbers, ignored) == 42
+    said = log.read_text()
+    assert "within 0 s of SIGTERM" in said and "SIGHUP" not in said and "Ctrl-C" not in said
+
+
+def test_a_lost_terminal_stops_a_run_in_order() -> None:
+    """Whatever is written to it afterwards fails."""
+    master, slave = os.openpty()
+    context = kill_harness.context()
+    hang_up = context.Event()
+    arguments = (os.ttyname(slave), hang_up)
+    process = context.Process(target=signalled.loses_its_terminal, args=arguments, daemon=True)
+    process.start()
+    try:
+        assert hang_up.wait(LONG_S)
+        os.close(slave)
+        os.close(master)
+        process.join(LONG_S)
+    finally:
+        process.kill()
+    assert process.exitcode == interruption.EXIT_RESTART
+
+
+def test_output_that_nobody_reads_ends_no_run(monkeypatch) -> None:
+    """Ctrl-C ends a `tee` too. Python would end with 120 if something were left to be written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        output = output_lines.Unbroken(stream)
+        for _ in range(2):
+            assert output.write("a line\n" * 10_000) == 70_000
+            output.flush()
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        interruption._say("stopped")
+    with open("/dev/full", "wb", buffering=0) as raw, pytest.raises(OSError, match="No space left"):
+        output_lines.Unbroken(io.TextIOWrapper(raw, write_through=True)).write("a line")
 
 
 def cut_short(prefix: str) -> None:
@@ -212,8 +280,8 @@ def test_a_full_disk_ends_the_run_and_spares_what_was_saved(
     tmp_path, with_dropout, whole, tiny_arguments
 ) -> None:
     """No file may grow beyond 50 kB, half of a checkpoint, from step 6 on."""
-    command = [sys.executable, "-c", FULL_DISK, *arguments(tmp_path, tiny_arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
+    line = [sys.executable, "-c", FULL_DISK, *arguments(tmp_path, tiny_arguments)]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=LONG_S)
     assert ended.returncode == 2, ended.stderr
     (error,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert error.startswith("error: cannot save the checkpoint of step 6 in")

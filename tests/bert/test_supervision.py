@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from official_bert import interruption, launch, supervision
 from official_bert.output_lines import Lines
 from official_bert.supervision import Ending, Failure, Job, Pulse
+from tfrecords import command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LONG = 60.0  # seconds until a broken test gives up; nothing that passes waits for it
@@ -220,6 +221,25 @@ def test_a_wish_to_start_again_without_training_is_counted(tmp_path) -> None:
     assert len(notes(tmp_path, 0)) == 3
 
 
+def test_a_worker_that_was_interrupted_is_not_started_again(tmp_path) -> None:
+    """The others save, and end with what they end with after SIGTERM."""
+    parts = [["wait_for(folder/'1-0.ready'); sys.exit(130)"], ["save_on_term()"]]
+    ending, spoken = run(job(tmp_path, parts))
+    assert ending == Ending(code=130)
+    assert (tmp_path / "1-0.saved").exists()
+    assert [len(notes(tmp_path, index)) for index in range(2)] == [1, 1]
+
+
+def test_an_interruption_explains_a_peer_that_ended_first(tmp_path) -> None:
+    """All stop at one step; the first to have said so may be one that got no signal itself."""
+    first = "wait_for(folder/'1-0.ready'); sys.exit(42)"
+    later = (
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); "
+        "(folder/'1-0.ready').touch(); signal.pause()"
+    )
+    assert run(job(tmp_path, [[first], [later]]))[0] == Ending(code=130)
+
+
 def test_a_worker_without_a_heartbeat_hangs(tmp_path) -> None:
     quick = {"hang_seconds": 0.3, "grace_seconds": 0.0, "margin_seconds": 0.3}
     # On a busy machine the second start may look hung too, before it has come to its end.
@@ -351,6 +371,7 @@ def test_a_reader_of_the_screen_may_leave(tmp_path) -> None:
 def test_what_is_agreed_with_the_workers() -> None:
     assert supervision.HEARTBEAT == interruption.HEARTBEAT
     assert supervision.RESTART == interruption.EXIT_RESTART
+    assert supervision.INTERRUPTED == command.INTERRUPTED
 
 
 @given(
@@ -400,9 +421,9 @@ def test_a_pulse_rests_only_while_it_is_looked_at() -> None:
     assert pulse.rest_seconds == 0.0 and pulse.has_trained
 
 
-@given(st.permutations([2, 42, -9, 1]))
+@given(st.permutations([2, 130, 42, -9, 1]))
 def test_what_explains_the_others_is_to_blame(codes: list[int]) -> None:
-    order = [2, 42, -9, 1]
-    for allowed in (order, order[1:], order[2:], order[3:]):
+    order = [2, 130, 42, -9, 1]
+    for allowed in (order[first:] for first in range(len(order))):
         failures = [Failure(worker=i, code=c) for i, c in enumerate(codes) if c in allowed]
         assert supervision.to_blame(failures).code == allowed[0]
