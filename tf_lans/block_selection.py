@@ -151,6 +151,18 @@ def warn_of_shared(settings: Any, paths: Sequence[str]) -> None:
             )
 
 
+def check_list(argument: str, variables: Any) -> None:
+    """Refuses a lone variable where a list of them belongs.
+
+    Raises:
+        TypeError: it is one.
+    """
+    if hasattr(variables, "assign"):
+        raise TypeError(
+            f"{argument} got the variable {block_path(variables)!r}: expected a list, [variable]"
+        )
+
+
 def describe(optimizer: Any, variables_or_model: Any) -> BlockTable:
     """A table of what the optimizer will do with each block, before a step is taken.
 
@@ -162,7 +174,7 @@ def describe(optimizer: Any, variables_or_model: Any) -> BlockTable:
         A tuple of rows (block, shape, decays, adapts) that prints as a table.
 
     Raises:
-        TypeError: `optimizer` is of another package.
+        TypeError: `optimizer` is of another package, or a lone variable came for a list.
         ValueError: the model has no variables yet.
 
     Example:
@@ -178,6 +190,7 @@ def describe(optimizer: Any, variables_or_model: Any) -> BlockTable:
             f"describe() got a {type(optimizer).__name__}: expected an optimizer of tf_lans"
         )
     variables = getattr(variables_or_model, "trainable_variables", variables_or_model)
+    check_list("describe()", variables)
     if not variables:
         raise ValueError("describe() got no trainable variables: build the model first")
     paths = [block_path(variable) for variable in variables]

@@ -11,7 +11,7 @@ import importlib.util
 import logging
 from typing import Any
 
-from tf_lans import diagnostics, family, hyperparameters
+from tf_lans import diagnostics, family, hyperparameters, loss_scale
 
 _logger = logging.getLogger("tf_lans")
 
@@ -33,11 +33,15 @@ class DiagnosticsCallback:
     ratios and gradient norms of all blocks as histograms.
 
     A run whose steps are all skipped trains nothing: after `max_skipped_steps` skipped steps in a
-    row it stops `fit` and names the blocks with non-finite gradients.
+    row it stops `fit` and names the blocks with non-finite gradients. Inside a LossScaleOptimizer
+    the batches count too that overflowed there, though not in `skipped_steps`; of those no blocks
+    are known. The usual first overflows stay below the default: 15 halvings take the initial scale
+    of 2^15 to 1, and a batch without overflow begins the count anew.
 
     Under Keras 3 on JAX and PyTorch there are no gradient norms, and no blocks are named. Since a
     question to the optimizer waits for the device there, it is asked only every `interval` or
-    `max_skipped_steps` batches, whichever are fewer, and a run is stopped by so many later.
+    `max_skipped_steps` batches, whichever are fewer, and a run is stopped by so many later. With
+    `steps_per_execution` it is asked after each execution.
 
     Args:
         max_skipped_steps: how many steps in a row may be skipped, at least 1; None never stops.
@@ -89,7 +93,10 @@ class DiagnosticsCallback:
         self._looked_at = 0
         self._rows_before_epoch = 0
         self._batches, self._stride = 0, 1
+        self._batches_asked, self._last_batch = 0, -1
         self._updates = self._skipped_before = 0
+        self._loss_scale: loss_scale.LossScale | None = None
+        self._overflows = 0
         self._writer: Any = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -99,7 +106,10 @@ class DiagnosticsCallback:
         self._looked_at = optimizer.steps_taken()
         self._skipped_before = int(diagnostics.plain(optimizer.skipped_steps))
         self._updates = self._looked_at - self._skipped_before
+        self._loss_scale = loss_scale.loss_scale_now(self.model.optimizer)
+        self._overflows = 0
         self._batches, self._stride = 0, 1
+        self._batches_asked, self._last_batch = 0, -1
         if not optimizer.can_watch_gradients:
             self._stride = min(self.interval, self.max_skipped_steps or self.interval)
         if optimizer.can_watch_gradients and not optimizer.watches_gradients:
@@ -114,14 +124,20 @@ class DiagnosticsCallback:
         """Remembers what was looked at in earlier epochs."""
         del epoch, logs
         self._rows_before_epoch = len(self.history)
+        self._last_batch = -1
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at the optimizer when it is time, and stops a run that only skips."""
-        del batch, logs
-        self._batches += 1
-        if self._batches % self._stride:
+        del logs
+        # An execution of several batches ends with the number of its last one.
+        self._batches += max(1, batch - self._last_batch)
+        self._last_batch = batch
+        since_asked = self._batches - self._batches_asked
+        if since_asked < self._stride:
             return
+        self._batches_asked = self._batches
         optimizer = self._optimizer()
+        self._count_overflows(since_asked)
         self._stop_if_stuck(optimizer)
         taken = optimizer.steps_taken()
         if taken - self._looked_at >= self.interval or self.model.stop_training:
@@ -160,15 +176,25 @@ class DiagnosticsCallback:
     def _stop_if_stuck(self, optimizer: Any) -> None:
         if self.max_skipped_steps is None:
             return
-        skipped = self._count_in_a_row(optimizer)
+        skipped = self._overflows + self._count_in_a_row(optimizer)
         if skipped < self.max_skipped_steps:
             return
         self.model.stop_training = True
         message = f"stopped: the last {skipped} steps were skipped, the gradient is not finite"
-        if optimizer.watches_gradients:
+        if self._overflows:
+            message += f"; in which blocks, {type(self.model.optimizer).__name__} does not tell"
+        elif optimizer.watches_gradients:
             blocks = diagnostics.nonfinite_blocks(optimizer.gradient_norms())
             message += f" in {len(blocks)} blocks: {', '.join(blocks)}"
         _logger.error(message)
+
+    def _count_overflows(self, batches: int) -> None:
+        now = loss_scale.loss_scale_now(self.model.optimizer)
+        if now is not None and self._loss_scale is not None:
+            self._overflows = loss_scale.overflows_in_a_row(
+                self._overflows, self._loss_scale, now, batches
+            )
+        self._loss_scale = now
 
     def _count_in_a_row(self, optimizer: Any) -> int:
         if optimizer.watches_gradients:

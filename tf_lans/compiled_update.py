@@ -61,13 +61,14 @@ def single_pass_sums(*arrays: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """The sum of each array, in one pass over memory where XLA compiles it.
 
     Rows are summed first, then the row sums: one running float32 sum over a large embedding
-    would lose three digits.
+    would lose three digits. Longer rows than that are summed one array at a time, in parts.
     """
-    if arrays[0].shape.rank < 1 or arrays[0].shape.num_elements() == 0:
+    shape = arrays[0].shape
+    if shape.rank < 1 or shape.num_elements() == 0 or shape[-1] > update_rules.LONGEST_ROW:
         return plain_sums(*arrays)
     add = _adder(len(arrays), arrays[0].dtype)
     zeros = [tf.zeros([], arrays[0].dtype)] * len(arrays)
-    row_sums = xla.variadic_reduce(arrays, zeros, (arrays[0].shape.rank - 1,), add)
+    row_sums = xla.variadic_reduce(arrays, zeros, (shape.rank - 1,), add)
     return plain_sums(*row_sums)
 
 

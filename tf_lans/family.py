@@ -2,7 +2,7 @@
 
 These mixins know no Keras; `keras3` and `tf_keras` join each to its base class. An adapter
 offers `_initialize(learning_rate, name, base_arguments)`, which constructs the Keras base,
-`_is_built()` and `_trust_ratios(settings)`.
+`_is_built()`, `_trust_ratios(settings)` and its Keras's schedules.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from tf_lans import hyperparameters, update_rules
-from tf_lans.block_selection import block_path
+from tf_lans.block_selection import block_path, check_list
 from tf_lans.diagnostics import ObservedOptimizer
 from tf_lans.hyperparameters import (
     Hyperparameters,
@@ -49,6 +49,8 @@ class BlockOptimizer(ObservedOptimizer):
     hyperparameters: Hyperparameters
     _initialize: Callable[[Any, str, dict[str, Any]], None]
     _trust_ratios: Callable[[Any], dict[str, Any]]
+    _schedule_class: ClassVar[type]
+    _keras: ClassVar[str]
     clipnorm: float | None
     global_clipnorm: float | None
     clipvalue: float | None
@@ -63,13 +65,34 @@ class BlockOptimizer(ObservedOptimizer):
     def _configure(
         self, settings: Hyperparameters, learning_rate: Any, name: str, base_arguments: dict
     ) -> None:
-        if "lr" in base_arguments:
-            raise TypeError(
-                f"{type(self).__name__} got lr={base_arguments['lr']!r}: expected learning_rate="
-            )
+        arguments = hyperparameters.base_arguments(type(self).__name__, base_arguments)
         rate = hyperparameters.learning_rate(learning_rate)
-        self._initialize(rate, name, base_arguments)
+        hyperparameters.check_schedule(rate, self._schedule_class, self._keras)
+        self._initialize(rate, name, arguments)
         self.hyperparameters = settings
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate; numbers that are assigned to it are checked like the constructor's."""
+        return super().learning_rate  # type: ignore[misc]
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        rate = hyperparameters.assigned_learning_rate(value)
+        hyperparameters.check_schedule(rate, self._schedule_class, self._keras)
+        of_keras = super(BlockOptimizer, type(self)).learning_rate  # type: ignore[misc]
+        of_keras.fset(self, rate)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "exclude_from_weight_decay":
+            raise AttributeError(
+                f"{type(self).__name__}.exclude_from_weight_decay is a method, which nothing can "
+                "be assigned to: give the patterns to the constructor, or call the method with "
+                "var_names=[...] before the first step"
+            )
+        if name == "exclude_from_layer_adaptation" and not hasattr(type(self), name):
+            raise AttributeError(f"{type(self).__name__} has no {name}: it adapts no block")
+        super().__setattr__(name, value)
 
     def _clipping(self) -> dict[str, float | None]:
         """The one clipping in force, by Keras's precedence; bounds of 0 and below are none."""
@@ -97,13 +120,14 @@ class BlockOptimizer(ObservedOptimizer):
 
         Raises:
             ValueError: the optimizer is built already.
-            TypeError: `var_names` is no list of strings, or `var_list` holds one.
+            TypeError: `var_names` is no list of strings, or `var_list` is no list or holds one.
         """
         if self._is_built():
             raise ValueError(
                 f"{type(self).__name__}.exclude_from_weight_decay() came after the optimizer was "
                 "built: call it before the first step, or give the patterns to the constructor"
             )
+        check_list("exclude_from_weight_decay(var_list=...)", var_list)
         strings = [each for each in var_list or () if isinstance(each, str)]
         if strings:
             raise TypeError(
@@ -130,13 +154,34 @@ class LAMBFamily(BlockOptimizer):
 
     weight_norm_bounds = _setting("weight_norm_bounds")
 
+    @property
+    def exclude_from_layer_adaptation(self) -> tuple[str, ...] | None:
+        """The constructor's patterns; others can be assigned before the optimizer is built."""
+        return self.hyperparameters.exclude_from_layer_adaptation
+
+    @exclude_from_layer_adaptation.setter
+    def exclude_from_layer_adaptation(self, value: Sequence[str] | None) -> None:
+        if self._is_built():
+            raise ValueError(
+                f"{type(self).__name__}.exclude_from_layer_adaptation was assigned after the "
+                "optimizer was built: assign it before the first step, or give the patterns to "
+                "the constructor"
+            )
+        self.hyperparameters = dataclasses.replace(
+            self.hyperparameters,
+            exclude_from_layer_adaptation=value,  # type: ignore[arg-type]
+        )
+
     def trust_ratios(self) -> dict[str, Any]:
         """The trust ratio of each block's momentum term, computed from state when called.
 
             phi(||x||) / ||r + lambda x||,  r = m^ / (sqrt(v^) + epsilon)
 
         with x, m, v as the last update left them; 1 before the first update and where a norm is
-        0. Blocks excluded from layer adaptation are left out.
+        0. Blocks excluded from layer adaptation are left out. A block that has seen no gradient
+        but zeros has r = 0, and if it decays, the ratio 1 / lambda: a step shrinks it by the
+        factor 1 - eta. So has every such block where tf_keras's LossScaleOptimizer has counted a
+        skipped step before the first update.
 
         Returns:
             A dict from block path to a float32 scalar. Inside a `tf.function` the scalars are
@@ -172,9 +217,10 @@ class LANS(LAMBFamily):
                           + (1 - beta_1) (c + lambda x) / ||c + lambda x|| ]
         x  = x - eta d
 
-    A positive scale on a block's gradient changes nothing, so gradient clipping is not needed.
-    Norms, m and v are float32 whatever the variable's dtype (float64 for float64 variables). A
-    ratio whose numerator or denominator is 0 is 1, so zero-initialised blocks learn.
+    A positive scale on a block's gradient changes nothing within the range of float32, so gradient
+    clipping is not needed. Norms, m and v are float32 whatever the variable's dtype (float64 for
+    float64 variables). A ratio whose numerator or denominator is 0 is 1, so zero-initialised blocks
+    learn.
 
     Args:
         learning_rate: eta: a number of at least 0 or a schedule, which is given the number of
@@ -192,7 +238,9 @@ class LANS(LAMBFamily):
         nesterov: False for d = phi(||x||) (r + lambda x) / ||r + lambda x||. With both switches
             off this is `LAMB`, bit for bit.
         skip_nonfinite: whether a step whose all-reduced gradient holds NaN or infinity changes
-            nothing but `skipped_steps`.
+            nothing but `skipped_steps`; variables that Keras 3 overwrites with their gradients are
+            overwritten even so. A LossScaleOptimizer's own skips are not in `skipped_steps`;
+            tf_keras's adds them to `iterations`.
         jit_compile: whether XLA compiles the update on TensorFlow, one program per distinct block
             shape.
         name: the optimizer's name.

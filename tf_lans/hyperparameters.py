@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -73,6 +74,21 @@ def learning_rate(value: Any) -> Any:
     return rate
 
 
+def assigned_learning_rate(value: Any) -> Any:
+    """Returns what is to be assigned to `learning_rate`: Python and NumPy numbers checked.
+
+    Tensors, variables and schedules pass as they came: a look at a value could wait for a device.
+
+    Raises:
+        TypeError: `value` is None, a bool or a string.
+        ValueError: `value` is a negative number, NaN or infinite.
+    """
+    of_python = value is None or isinstance(value, bool | str | numbers.Real)
+    if of_python or type(value).__module__ == "numpy":
+        return learning_rate(value)
+    return value
+
+
 def check_schedule(learning_rate: Any, own: type, keras: str) -> None:
     """Refuses a schedule of the other Keras, which fails at the first step or is never asked again.
 
@@ -90,6 +106,45 @@ def check_schedule(learning_rate: Any, own: type, keras: str) -> None:
             f"learning_rate is a {kind.__name__} of {kind.__module__}: expected a schedule of "
             f"{keras}, whose optimizer this is"
         )
+
+
+_BASE_NUMBERS = {
+    "clipnorm": "a number above 0, or None",
+    "global_clipnorm": "a number above 0, or None",
+    "clipvalue": "a number above 0, or None",
+    "loss_scale_factor": "a number above 0, or None",
+    "ema_momentum": "a number in [0, 1]",
+}
+# What other LAMBs call our arguments: PyTorch's and older Keras's, Model Garden's.
+_OTHER_NAMES = {"lr": "learning_rate", "weight_decay_rate": "weight_decay"}
+
+
+def base_arguments(optimizer: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of the Keras base, its numbers finite, where Keras takes a NaN.
+
+    Ranges are Keras's to check: bounds of 0 and below clip nothing there, and 0 micro-steps
+    accumulate nothing.
+
+    Args:
+        optimizer: the class's name, for the messages.
+        given: the keyword arguments; those unknown here are left to Keras.
+
+    Raises:
+        TypeError: a value of the wrong type, or an argument that has another name here.
+        ValueError: NaN, infinity, or less than 2 micro-steps.
+    """
+    for name, ours in _OTHER_NAMES.items():
+        if name in given:
+            raise TypeError(f"{optimizer} got {name}={given[name]!r}: expected {ours}=")
+    checked = dict(given)
+    for name, expected in _BASE_NUMBERS.items():
+        if given.get(name) is not None:
+            checked[name] = number(name, given[name], expected)
+    if given.get("gradient_accumulation_steps") not in (None, 0):
+        checked["gradient_accumulation_steps"] = integer(
+            "gradient_accumulation_steps", given["gradient_accumulation_steps"], minimum=2
+        )
+    return checked
 
 
 def _flag(name: str, value: Any) -> None:
@@ -128,7 +183,12 @@ def patterns(name: str, value: Any) -> tuple[str, ...] | None:
 def _norm_bounds(value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
-    expected = "None or a pair (lower, upper) with 0 <= lower <= upper and upper > 0"
+    expected = (
+        "None or a pair (lower, upper) with 0 <= lower <= upper and upper > 0; a lower bound of 0 "
+        "and an upper one of 1e38 leave their sides open"
+    )
+    if type(value).__module__ == "numpy":
+        value = value.tolist()
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         raise TypeError(f"weight_norm_bounds={value!r}: expected {expected}")
     bounds = tuple(number("weight_norm_bounds", bound, expected) for bound in value)

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# A running float32 sum of more terms than this could lose more than three of its seven digits.
-_LONGEST_ROW = 2**16
+from tf_lans.update_rules import LONGEST_ROW
 
 
 def sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -17,7 +16,7 @@ def sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
     Rows are summed first, by one reduction of several operands, then the row sums.
     """
-    if arrays[0].ndim < 2 or not 0 < arrays[0].shape[-1] <= _LONGEST_ROW:
+    if arrays[0].ndim < 2 or not 0 < arrays[0].shape[-1] <= LONGEST_ROW:
         return tuple(jnp.sum(array) for array in arrays)
     zeros = tuple(jnp.zeros((), array.dtype) for array in arrays)
     last = (arrays[0].ndim - 1,)

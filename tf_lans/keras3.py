@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tf_lans import block_selection, callbacks, diagnostics, family, hyperparameters, schedules
+from tf_lans import block_selection, callbacks, diagnostics, family, gradient_checks, schedules
 
 if keras.backend.backend() == "tensorflow":
     from tf_lans.keras3_tensorflow import TensorFlowOptimizer as _Backend
@@ -37,9 +37,10 @@ class WarmupConstantDecay(  # noqa: D101 - documented where it is shared
 class Keras3BlockOptimizer(family.BlockOptimizer, _Backend):
     """The part between the family and Keras 3's base class."""
 
+    _schedule_class = keras.optimizers.schedules.LearningRateSchedule
+    _keras = "Keras 3"
+
     def _initialize(self, learning_rate: Any, name: str, base_arguments: dict) -> None:
-        schedules_of_keras = keras.optimizers.schedules.LearningRateSchedule
-        hyperparameters.check_schedule(learning_rate, schedules_of_keras, "Keras 3")
         super().__init__(learning_rate=learning_rate, name=name, **base_arguments)
         self.skipped_steps = self.add_variable(
             shape=(), dtype="int", aggregation="only_first_replica", name="skipped_steps"
@@ -102,7 +103,11 @@ class Keras3BlockOptimizer(family.BlockOptimizer, _Backend):
                 optimizer was built with. The first call builds the optimizer.
 
         Raises:
-            ValueError: an unknown variable, or no gradient at all.
+            ValueError: an unknown variable, no gradient at all, not one gradient (or None) for
+                each variable, a gradient of another shape than its variable, or no variables
+                before the optimizer was built.
+            RuntimeError: on TensorFlow, a cross-replica context, an optimizer created outside the
+                scope of the strategy that runs it, or a LossScaleOptimizer under several replicas.
         """
         if len(grads) == 0:
             return
@@ -129,16 +134,13 @@ class Keras3BlockOptimizer(family.BlockOptimizer, _Backend):
                     f"{type(self).__name__}.apply() got gradients without variables before the "
                     "optimizer was built: call build(trainable_variables) first"
                 )
-            if len(grads) != len(self._trainable_variables):
-                raise ValueError(
-                    f"{type(self).__name__}.apply() got {len(grads)} gradients for the "
-                    f"{len(self._trainable_variables)} variables it was built with: give one each"
-                )
-            return grads, self._trainable_variables
-        variables = list(variables)
-        if not self.built:
-            self.build(variables)
-        self._check_variables_are_known(variables)
+            variables = self._trainable_variables
+        else:
+            variables = list(variables)
+            if not self.built:
+                self.build(variables)
+            self._check_variables_are_known(variables)
+        gradient_checks.check_gradients(f"{type(self).__name__}.apply()", grads, variables)
         return grads, variables
 
     def _get_current_learning_rate(self) -> Any:
@@ -156,6 +158,10 @@ class Keras3BlockOptimizer(family.BlockOptimizer, _Backend):
         Args:
             var_list: the model's trainable variables.
         """
+        # Keras's `fit` on JAX also comes here when its first step fails, while the values of all
+        # variables are away; an error about them would take the place of the step's.
+        if not self.use_ema or self._iterations._value is None:
+            return
         if int(diagnostics.plain(self.iterations)) > 0:
             super().finalize_variable_values(var_list)
 

@@ -14,7 +14,7 @@ from tf_lans import (
     compiled_update,
     distributed_update,
     family,
-    hyperparameters,
+    gradient_checks,
     schedules,
 )
 from tf_lans.hyperparameters import LayerAdaptiveHyperparameters
@@ -45,14 +45,14 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
     """The part between the family and tf_keras's base class."""
 
     can_watch_gradients = True
+    _schedule_class = tf_keras.optimizers.schedules.LearningRateSchedule
+    _keras = "tf_keras"
 
     def _initialize(self, learning_rate: Any, name: str, base_arguments: dict) -> None:
         if base_arguments.get("mesh") is not None:
             raise ValueError(
                 f"{type(self).__name__} got mesh=...: DTensor is not supported, use tf.distribute"
             )
-        schedules_of_keras = tf_keras.optimizers.schedules.LearningRateSchedule
-        hyperparameters.check_schedule(learning_rate, schedules_of_keras, "tf_keras")
         super().__init__(name=name, weight_decay=None, **base_arguments)
         self._learning_rate = self._build_learning_rate(learning_rate)
         with tf.init_scope():
@@ -142,12 +142,17 @@ class TFKerasBlockOptimizer(family.BlockOptimizer, tf_keras.optimizers.Optimizer
             `iterations`.
 
         Raises:
-            ValueError: no gradient at all.
+            ValueError: no gradient at all, or one of another shape than its variable.
+            KeyError: a variable that the optimizer was not built with.
+            TypeError: an unknown keyword argument.
+            RuntimeError: a cross-replica context, or an optimizer created outside the scope of the
+                strategy that runs it.
         """
         pairs = list(grads_and_vars)
         if not pairs:
             return self._iterations
         distributed_update.check_replica_context(self)
+        gradient_checks.check_shapes(f"{type(self).__name__}.apply_gradients()", pairs)
         aggregate = kwargs.pop("experimental_aggregate_gradients", True)
         if kwargs:
             raise TypeError(f"apply_gradients() got unknown arguments: {', '.join(kwargs)}")

@@ -28,6 +28,10 @@ from tf_lans.hyperparameters import (
 Array = Any
 Sums = Callable[..., tuple[Array, ...]]
 
+# The longest row that a `Sums` may add up in one running sum: one of more float32 terms could lose
+# more than three of its seven digits.
+LONGEST_ROW = 2**16
+
 
 class ArrayNamespace(Protocol):
     """The functions the rules need; NumPy, JAX's and Keras's namespaces all have them."""

@@ -171,6 +171,49 @@ def test_a_run_that_only_skips_is_stopped(caplog: pytest.LogCaptureFixture) -> N
     assert all(row["weight_norm"] > 0 for row in watch.history)
 
 
+@pytest.mark.parametrize("interval", [1, 4])
+def test_a_run_that_only_overflows_is_stopped(
+    interval: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Asked every four batches, it finds one bad one for certain among the first four."""
+    scaled = keras.optimizers.LossScaleOptimizer(tf_lans.keras3.LANS(0.01))
+    network = model(scaled)
+    watch = tf_lans.keras3.LargeBatchDiagnostics(max_skipped_steps=4, interval=interval)
+    x, y = np.ones((64, 8), np.float32), np.ones((64, 1), np.float32)
+    x[8:] = np.nan
+    with caplog.at_level("ERROR", "tf_lans"):
+        network.fit(x, y, 4, shuffle=False, verbose=0, callbacks=[watch])
+    skipped = {1: 4, 4: 2 + 4}[interval]
+    assert float(harness.numpy(scaled.dynamic_scale)) == 2.0 ** (15 - skipped)
+    assert f"the last {4 if interval == 1 else 5} steps were skipped" in caplog.text
+    assert (int(scaled.iterations), int(scaled.inner_optimizer.skipped_steps)) == (2, 0)
+
+
+class Disk(keras.utils.PyDataset):
+    """Two batches, until it fails."""
+
+    fails = False
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.fails:
+            raise OSError("the disk is gone")
+        return data()[0][:4], data()[1][:4]
+
+
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_what_fails_in_the_first_step_is_what_is_told(use_ema: bool) -> None:
+    """On JAX Keras ends `fit` while the values of all variables are away."""
+    network = model(tf_lans.keras3.LANS(0.03, use_ema=use_ema))
+    disk = Disk()
+    network.fit(disk, verbose=0)
+    disk.fails = True
+    with pytest.raises(OSError, match="the disk is gone"):
+        network.fit(disk, verbose=0)
+
+
 def test_all_names_come_without_tensorflow() -> None:
     names: dict[str, object] = {}
     exec("from tf_lans import *", names)

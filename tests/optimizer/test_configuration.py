@@ -39,6 +39,15 @@ from tf_lans import block_selection, recipes
         ({"skip_nonfinite": "yes"}, TypeError, "expected True or False"),
         ({"nonsense": 1}, (TypeError, ValueError), "nonsense"),
         ({"lr": 1.0}, TypeError, "lr=1.0: expected learning_rate="),
+        ({"weight_decay_rate": 0.1}, TypeError, "weight_decay_rate=0.1: expected weight_decay="),
+        ({"weight_norm_bounds": (0, np.inf)}, ValueError, "an upper one of 1e38 leave .* open"),
+        ({"weight_norm_bounds": np.ones(3)}, TypeError, r"=\[1.0, 1.0, 1.0\]: expected None or"),
+        ({"clipnorm": np.nan}, ValueError, "clipnorm=nan is not finite: expected a number above"),
+        ({"clipvalue": np.nan}, ValueError, "clipvalue=nan is not finite"),
+        ({"global_clipnorm": np.inf}, ValueError, "global_clipnorm=inf is not finite"),
+        ({"ema_momentum": np.nan, "use_ema": True}, ValueError, "ema_momentum=nan is not finite"),
+        ({"loss_scale_factor": np.nan}, ValueError, "loss_scale_factor=nan is not finite"),
+        ({"gradient_accumulation_steps": 2.5}, TypeError, "=2.5 is a float: expected an integer"),
     ],
 )
 def test_bad_arguments_are_refused(which: str, arguments: dict, error: type, message: str) -> None:
@@ -58,10 +67,101 @@ def test_a_rate_that_would_not_be_followed_is_refused(which: str) -> None:
 
 
 @both_kerases
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("rate", "error", "message"),
+    [
+        (-1, ValueError, "learning_rate=-1.0 is negative"),
+        (float("nan"), ValueError, "learning_rate=nan is not finite"),
+        (np.float32(np.inf), ValueError, "learning_rate=inf is not finite"),
+        (np.array(-0.5), ValueError, "learning_rate=-0.5 is negative"),
+        ("0.1", TypeError, "is a str"),
+        (True, TypeError, "is a bool"),
+        (None, TypeError, "is a NoneType"),
+    ],
+    ids=repr,
+)
+def test_bad_rates_cannot_be_assigned(
+    which: str, wrapped: bool, rate: object, error: type, message: str
+) -> None:
+    optimizer = harness.make(which, learning_rate=0.25)
+    if wrapped:
+        optimizer = harness.BASES[which].mixed_precision.LossScaleOptimizer(optimizer)
+    with pytest.raises(error, match=message):
+        optimizer.learning_rate = rate
+    assert float(optimizer.learning_rate.numpy()) == 0.25
+
+
+@both_kerases
+def test_rates_of_every_kind_can_be_assigned(which: str) -> None:
+    optimizer = harness.make(which, learning_rate=0.25)
+    rates = (0.5, 0, np.float64(0.5), np.array(0.125), tf.constant(0.5), tf.Variable(2.0))
+    for rate in rates:
+        optimizer.learning_rate = rate
+        assert float(optimizer.learning_rate.numpy()) == float(rate)
+    other = harness.PACKAGES["tf_keras" if which == "keras3" else "keras3"]
+    with pytest.raises(TypeError, match="expected a schedule of .*, whose optimizer this is"):
+        optimizer.learning_rate = other.WarmupConstantDecay(0.5, 20, 2)
+    optimizer.learning_rate = harness.PACKAGES[which].WarmupConstantDecay(0.5, 20, 2)
+    variable = harness.variable(which, np.float32([1]), "block")
+    optimizer.apply_gradients([(tf.ones(1), variable)])
+    # The warmup's first rate is 0.25, and a step as long as it times the weight.
+    np.testing.assert_allclose(variable.numpy(), [0.75], rtol=1e-6)
+
+
+@both_kerases
+def test_callbacks_set_the_rate(which: str) -> None:
+    callbacks = harness.BASES[which].callbacks
+    model = harness.make_model(which, learning_rate=0.5)
+    halved = callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    inputs, targets = harness.data()
+    model.fit(inputs, targets, epochs=2, verbose=0, callbacks=[halved])
+    assert float(model.optimizer.learning_rate.numpy()) == 0.125
+    plateau = callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1e9)
+    model.fit(inputs, targets, epochs=2, verbose=0, callbacks=[plateau])
+    assert float(model.optimizer.learning_rate.numpy()) == 0.0625
+
+
+@both_kerases
+def test_the_patterns_are_not_lost_by_an_assignment(which: str) -> None:
+    variable = harness.variable(which, np.ones(2, np.float32), "block")
+    optimizer = harness.make(which, exclude_from_layer_adaptation=["gamma"])
+    assert optimizer.exclude_from_layer_adaptation == ("gamma",)
+    with pytest.raises(TypeError, match="a list of regular expressions"):
+        optimizer.exclude_from_layer_adaptation = "block"
+    with pytest.raises(AttributeError, match=r"give the patterns to the constructor, or call"):
+        optimizer.exclude_from_weight_decay = ["block"]
+    optimizer.exclude_from_layer_adaptation = ["block"]
+    assert optimizer.get_config()["exclude_from_layer_adaptation"] == ["block"]
+    optimizer.build([variable])
+    assert optimizer.trust_ratios() == {}
+    with pytest.raises(ValueError, match="assigned after the optimizer was built: assign it befo"):
+        optimizer.exclude_from_layer_adaptation = None
+    assert optimizer.exclude_from_layer_adaptation == ("block",)
+    with pytest.raises(AttributeError, match="BlockNormalizedAdamW has no .*: it adapts no block"):
+        harness.make(which, "BlockNormalizedAdamW").exclude_from_layer_adaptation = ["block"]
+
+
+@both_kerases
+def test_a_lone_variable_is_no_list(which: str) -> None:
+    variable = harness.variable(which, np.ones(2, np.float32), "block")
+    optimizer = harness.make(which)
+    for act in (
+        lambda: optimizer.exclude_from_weight_decay(var_list=variable),
+        lambda: tf_lans.describe(optimizer, variable),
+    ):
+        with pytest.raises(TypeError, match=r"got the variable 'block': expected a list, \[variab"):
+            act()
+    assert optimizer.hyperparameters.exclude_from_weight_decay is None
+
+
+@both_kerases
 def test_whole_numbers_and_numpy_numbers_are_numbers(which: str) -> None:
     optimizer = harness.PACKAGES[which].LANS(1, np.float32(0.5), weight_decay=0)
     assert float(optimizer.learning_rate.numpy()) == 1.0
     assert (optimizer.beta_1, optimizer.weight_decay) == (0.5, 0.0)
+    bounded = harness.make(which, weight_norm_bounds=np.array([0, 1e38]), clipnorm=np.float32(2))
+    assert (bounded.weight_norm_bounds, bounded.clipnorm) == ((0.0, 1e38), 2.0)
 
 
 @each_row

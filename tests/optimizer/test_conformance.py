@@ -173,6 +173,20 @@ def test_overwriting_variables_take_their_gradients(
         assert len(optimizer.trust_ratios()) == 1
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+def test_overwriting_variables_take_their_gradients_in_a_skipped_step_too(bad: int) -> None:
+    """As in Keras, which skips no step; a NaN of their own makes no step a skipped one."""
+    variables = [keras.Variable(value) for value in START[:2]]
+    variables[0].overwrite_with_gradient = True
+    optimizer = harness.make("keras3")
+    gradients = [each.copy() for each in GRADIENTS[0][:2]]
+    gradients[bad].flat[0] = np.nan
+    optimizer.apply(tensors(gradients), variables)
+    np.testing.assert_array_equal(variables[0].numpy(), gradients[0])
+    assert np.array_equal(variables[1].numpy(), START[1]) == (bad == 1)
+    assert harness.number(optimizer.skipped_steps) == bad
+
+
 @pytest.mark.parametrize("mode", ["eager", "mirrored_eager"])
 def test_a_window_leaves_nothing_to_the_next(mode: str) -> None:
     """Keras empties all accumulators, also those of variables that its last micro-step lacks."""
@@ -305,14 +319,49 @@ def test_apply_knows_its_variables(which: str, name: str) -> None:
     run.optimizer.apply(tensors(GRADIENTS[0]))
     plain.step(GRADIENTS[0])
     harness.assert_equal(run.values(), plain.values())
-    with pytest.raises(ValueError, match="2 gradients for the 5 variables"):
-        run.optimizer.apply(tensors(GRADIENTS[0][:2]))
+    for variables, count in ((None, 2), (run.variables, 2), (run.variables[:1], 3)):
+        expected = f"{count} gradients for {len(variables or START)} variables: give one for each"
+        with pytest.raises(ValueError, match=expected):
+            run.optimizer.apply(tensors(GRADIENTS[0][:count]), variables)
     with pytest.raises(ValueError, match="Unknown variable"):
         run.optimizer.apply([tf.ones(3)], [keras.Variable(np.ones(3, np.float32))])
     with pytest.raises(ValueError, match="before the optimizer was built"):
         harness.make(which, name).apply(tensors(GRADIENTS[0]))
     with pytest.raises(ValueError, match="stateless_apply is not supported"):
         run.optimizer.stateless_apply([], [], [])
+
+
+@both_kerases
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla", "mirrored"])
+def test_gradients_in_another_order_are_refused(which: str, mode: str) -> None:
+    run = harness.Run(which, "LANS", START[:2], mode)
+    function = "apply" if which == "keras3" else "apply_gradients"
+    expected = (
+        rf"LANS.{function}\(\) got a gradient of shape \(4,\) for 'block_0' of shape \(7, 5\)"
+    )
+    with pytest.raises(ValueError, match=expected):
+        run.step([GRADIENTS[0][1], GRADIENTS[0][0]])
+    harness.assert_equal(run.values(), START[:2])
+    run.step(GRADIENTS[0][:2])
+    assert harness.number(run.optimizer.iterations) == 1
+
+
+@both_kerases
+def test_what_is_not_known_of_a_shape_is_no_mistake(which: str) -> None:
+    """Slices hold any number of rows, and traced gradients need not know their sizes."""
+    run = harness.Run(which, "LANS", START[:2])
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 5]), tf.TensorSpec(None)])
+    def step(first: tf.Tensor, second: tf.Tensor) -> None:
+        run._apply([first, second])
+
+    step(*tensors(GRADIENTS[0][:2]))
+    rows = tf.IndexedSlices(tf.ones([2, 5]), tf.constant([3, 1]), tf.constant([7, 5]))
+    run._apply([rows, GRADIENTS[1][1]])
+    assert harness.number(run.optimizer.iterations) == 2
+    narrow = tf.IndexedSlices(tf.ones([2, 4]), tf.constant([3, 1]), tf.constant([7, 4]))
+    with pytest.raises(ValueError, match=r"shape \(None, 4\) for 'block_0' of shape \(7, 5\)"):
+        run._apply([narrow, GRADIENTS[1][1]])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Inside a LossScaleOptimizer: what each of the two skips and counts, and where it is refused."""
 
+import logging
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import tf_keras
 
 from tests.optimizer import harness
 from tests.optimizer.harness import both_kerases, each_row
+from tf_lans import loss_scale
 
 START = harness.single_values()
 GRADIENTS = harness.gradient_steps(START, 6)
@@ -175,3 +177,105 @@ def test_a_model_under_loss_scaling_resumes(
     harness.fit(again, 1)
     harness.assert_equal(again.get_weights(), straight.get_weights())
     assert type(again.optimizer) is type(straight.optimizer)
+
+
+def watched_fit(
+    which: str, inputs: list[float], optimizer: Any, target: float = 0.0, steps: int = 1, **watch
+) -> tuple[Any, Any]:
+    """A fit under mixed_float16 of batches that each hold one number, and its watch."""
+    base = harness.BASES[which]
+    base.utils.set_random_seed(0)
+    model = base.Sequential([base.layers.Input((3,)), base.layers.Dense(1, name="dense")])
+    model.compile(optimizer, "mse", jit_compile=False, steps_per_execution=steps)
+    callback = harness.PACKAGES[which].LargeBatchDiagnostics(**watch)
+    values = np.repeat(np.float32(inputs), 4)[:, None] * np.ones((1, 3), np.float32)
+    targets = np.full((len(values), 1), target, np.float32)
+    model.fit(values, targets, 4, shuffle=False, verbose=0, callbacks=[callback])
+    return model.optimizer, callback
+
+
+@pytest.mark.parametrize(
+    ("which", "arguments", "steps", "bad"),
+    [
+        ("keras3", {}, 1, 5),
+        ("keras3", {}, 4, 8),  # asked after each execution of four
+        ("keras3", {"gradient_accumulation_steps": 4}, 1, 5),
+        ("tf_keras", {}, 1, 5),
+        ("tf_keras", {}, 4, 8),
+    ],
+    ids=str,
+)
+def test_a_run_that_only_overflows_is_stopped(
+    which: str, arguments: dict, steps: int, bad: int, policy: Callable, caplog: Any
+) -> None:
+    """NaN comes after four good batches; each overflow halves the scale once."""
+    policy(which, "mixed_float16")
+    inputs = [0.01] * 4 + [np.nan] * 26
+    made = harness.make(which, learning_rate=0.01, **arguments)
+    with caplog.at_level(logging.ERROR, "tf_lans"):
+        optimizer, _ = watched_fit(which, inputs, made, steps=steps, max_skipped_steps=5)
+    assert scale(optimizer) == 2.0 ** (15 - bad)
+    assert f"stopped: the last {bad} steps were skipped" in caplog.text
+    assert "does not tell" in caplog.text
+
+
+@both_kerases
+def test_the_first_overflows_of_a_healthy_run_do_not_stop_it(
+    which: str, policy: Callable, caplog: Any
+) -> None:
+    """The bias's gradient is 2 * 300 times the scale; 600 times 2^6 fits into float16's 65504."""
+    policy(which, "mixed_float16")
+    made = harness.make(which, learning_rate=0.01)
+    optimizer, watch = watched_fit(which, [0.01] * 12, made, target=300.0, interval=1)
+    assert scale(optimizer) == 2.0**6
+    assert watch.history[-1]["skipped_steps"] == 0
+    assert "stopped" not in caplog.text
+    updates = harness.number(optimizer.inner_optimizer.iterations)
+    assert updates == (3 if which == "keras3" else 12)
+
+
+@both_kerases
+def test_overflows_that_are_not_in_a_row_do_not_stop_a_run(which: str, policy: Callable) -> None:
+    policy(which, "mixed_float16")
+    made = harness.make(which, learning_rate=0.01)
+    optimizer, _ = watched_fit(which, [np.nan, 0.01] * 6, made, max_skipped_steps=2)
+    assert scale(optimizer) == 2.0 ** (15 - 6)
+
+
+def test_behind_a_fixed_scale_the_optimizer_skips_and_names_the_blocks(caplog: Any) -> None:
+    inner = harness.make("tf_keras", learning_rate=0.01)
+    fixed = WRAPPERS["tf_keras"](inner, dynamic=False, initial_scale=SCALE)
+    optimizer, _ = watched_fit("tf_keras", [np.nan] * 12, fixed, max_skipped_steps=5)
+    assert harness.number(inner.skipped_steps) == 5
+    assert loss_scale.loss_scale_now(optimizer) is None
+    assert "dense/kernel" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "batches", "in_a_row"),
+    [
+        ((8.0, 0, 1.0), (4.0, 0, 1.0), 1, 4),
+        ((8.0, 0, 1.0), (16.0, 0, 1.0), 1, 0),  # grown, with a count of 0 too
+        ((8.0, 5, 1.0), (8.0, 6, 1.0), 1, 0),
+        ((1.0, 0, 1.0), (1.0, 0, 1.0), 1, 4),  # no lower scale in tf_keras
+        ((2.0, 0, 1.0), (1.0, 0, 1.0), 4, 4),  # of four, one is certain
+        ((0.0, 0, 0.0), (0.0, 0, 0.0), 4, 7),  # Keras 3's has underflowed
+        ((8.0, 0, 0.0), (2.0, 0, 0.0), 4, 1),  # a good one among the four
+    ],
+    ids=str,
+)
+def test_the_scale_tells_of_overflows_in_a_row(
+    before: tuple, now: tuple, batches: int, in_a_row: int
+) -> None:
+    looks = loss_scale.LossScale(*before), loss_scale.LossScale(*now)
+    assert loss_scale.overflows_in_a_row(3, *looks, batches) == in_a_row
+
+
+def test_trust_ratios_after_steps_that_only_the_wrapper_counted() -> None:
+    """No gradient has come in: the ratios are those of steps with a zero gradient."""
+    run = harness.Run("tf_keras", wrapped("tf_keras", "LAMB"), START)
+    run.step([np.full_like(value, np.inf) for value in START])
+    inner = run.optimizer.inner_optimizer
+    assert (harness.number(inner.iterations), harness.number(inner.skipped_steps)) == (1, 0)
+    ratios = [float(ratio) for ratio in inner.trust_ratios().values()]
+    np.testing.assert_allclose(ratios, 1 / inner.weight_decay, rtol=1e-5)

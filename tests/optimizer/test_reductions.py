@@ -185,6 +185,32 @@ def test_beyond_that_range_a_gradient_is_zero_or_skipped(
     assert harness.number(optimizer.run.optimizer.iterations) == 0
 
 
+@both_kerases
+@pytest.mark.parametrize("name", ["LANS", "BlockNormalizedAdamW"])
+def test_from_where_on_the_norm_is_exact(which: str, name: str) -> None:
+    """At a root mean square of 2^-51 the squares that float32 loses change no digit of the norm.
+
+    At worst all but one element are just below 2^-63, whose squares are below 2^-126, and the
+    norm loses a part of n 2^-126 / (2 n 2^-102) = 2^-25. A thousandth of it loses 3 % and more.
+    """
+    elements = 10_000
+    gradient = np.full(elements, 0.99 * 2.0**-63, np.float32)
+    found = []
+    for root_mean_square in (2.0**-51, 2.0**-61):
+        gradient[0] = np.sqrt(elements) * root_mean_square
+        run = harness.Run(which, name, [np.ones(elements, np.float32)], learning_rate=RATE)
+        run.step([gradient])
+        moment = next(each for each in run.optimizer.variables if each.shape == (elements,))
+        wanted = 0.1 * gradient / np.linalg.norm(gradient.astype(np.float64))
+        found.append(np.max(np.abs(moment.numpy() / wanted - 1)))
+        assert np.isfinite(run.values()[0]).all()
+        # AdamW's elements are at most 1 and the decay's 0.01; LANS's step is the block's norm
+        assert np.linalg.norm(run.values()[0] - 1) <= 1.01 * RATE * np.sqrt(elements)
+    # besides: a sum, a root, a reciprocal and two products, and 0.1, rounded by 2^-24 each
+    assert found[0] <= 2.0**-25 + 6 * 2.0**-24
+    assert found[1] > 0.01
+
+
 @each_row
 @few_examples
 @hypothesis.given(updates=st.one_of(st.integers(0, 100), st.integers(0, 10**6)))

@@ -1,5 +1,6 @@
 """What the paper leaves open and the design decides: each decision, seen to hold."""
 
+import contextlib
 import warnings
 
 import keras
@@ -167,6 +168,20 @@ def test_bfloat16_moves_where_keras_lamb_stands_still() -> None:
     assert float(ours.values()[0][0, 0]) < 0.5
 
 
+@both_kerases
+def test_the_ratio_of_a_block_without_gradients_is_what_a_step_makes_of_it(which: str) -> None:
+    start = harness.single_values()[:1]
+    run = harness.Run(which, "LAMB", start, learning_rate=0.01)
+    zeros = [np.zeros_like(start[0])]
+    run.step(zeros)
+    before = run.values()[0].astype(np.float64)
+    (ratio,) = map(float, run.optimizer.trust_ratios().values())
+    run.step(zeros)
+    # x - eta ratio lambda x: three products and a difference, each rounded by 2^-24 at most
+    np.testing.assert_allclose(run.values()[0], before * (1 - 1e-4 * ratio), rtol=4 * 2.0**-24)
+    assert ratio == pytest.approx(100, rel=1e-5)
+
+
 @each_row
 def test_keras_does_not_decay_a_second_time(which: str, name: str) -> None:
     start = harness.single_values()
@@ -208,6 +223,23 @@ def test_moving_average_and_overwriting(which: str, mode: str) -> None:
         if number % 3 == 0:
             expected.values = list(average)
     assert reference.relative_error(run.values(), expected.values, start) <= FLOAT32_TOLERANCE
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+def test_keras_swaps_averages_with_float32_weights_only(policy: str) -> None:
+    """SwapEMAWeights adds averages, which are float32, to weights without a cast."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = harness.make_model("keras3", use_ema=True)
+        harness.fit(model, 1)
+        callback = keras.callbacks.SwapEMAWeights()
+        callback.set_model(model)
+        refused = pytest.raises(ValueError, match="Incompatible type conversion")
+        with refused if policy == "bfloat16" else contextlib.nullcontext():
+            callback.on_test_begin()
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 @both_kerases
