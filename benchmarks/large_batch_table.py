@@ -63,12 +63,8 @@ def table(
     elif found:
         lines += [*_rows(found, frequencies, target), ""]
         if not large_batch_queue.is_complete(study, done):
-            seeds = seeds_of_all(found)
-            lines += [
-                f"{seeds} of {study.seeds} seeds have run at the best settings: not to be compared "
-                "yet.",
-                "",
-            ]
+            seeds = f"{seeds_of_all(found)} of {study.seeds}"
+            lines += [f"Seeds run at the best settings: {seeds}. Not to be compared yet.", ""]
         lines += _pair_rows(found)
     if found:
         lines += [*_search_rows(study), ""]

@@ -147,7 +147,7 @@ def test_a_method_that_never_converges_is_left_at_that() -> None:
     assert place.diverged == 2 and place.loss is None
     text = large_batch_table.table(STUDY, records, [], None)
     assert "| AdamW | 16 | | | | 2 | 2 | | diverged |" in text
-    assert "less AdamW's" in text and "not to be compared" not in text
+    assert "less AdamW's" in text and "Not to be compared" not in text
 
 
 def test_what_a_killed_process_left_half_written_is_no_record(tmp_path: pathlib.Path) -> None:

@@ -186,7 +186,7 @@ def test_charts_and_table_show_what_there_is(tmp_path: pathlib.Path) -> None:
         assert ("so far every method" in text.lower()) == (11 <= count < 22)
         assert ("how frequent each token is" in text) == (count >= 11)
         assert ("with one of its draws" in text) == (11 <= count < 22)
-        assert ("not to be compared" in text) == (22 <= count < 64)
+        assert ("Not to be compared" in text) == (22 <= count < 64)
         assert ("steps to a validation loss" in text) == (count >= 22)
         tables = [part for part in text.split("\n\n") if part.startswith("|")]
         for rows in tables:
