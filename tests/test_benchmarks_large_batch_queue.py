@@ -190,7 +190,7 @@ def test_of_growing_studies_the_last_that_is_whole_is_reported() -> None:
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_no_method_loses_by_more_draws(seed: int) -> None:
     """Losses as chance has them: what the fewer draws led to is among what is chosen from."""
     study = dataclasses.replace(STUDY, data=str(seed), draws=1)
