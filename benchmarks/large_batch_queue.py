@@ -133,13 +133,8 @@ def planned(records: Sequence[Mapping[str, Any]]) -> list[Study]:
     Returns:
         One for each number of draws, ascending; none where no plan has a run yet.
     """
-    made = {each["study"]: each["common"] for each in records if each["kind"] == "run"}
-    noted = [plan for plan in plans(records) if plan["study"] in made]
-    by_draws = {
-        plan["draws"]: _study(plan, made[plan["study"]])
-        for plan in noted
-        if plan["study"] == noted[-1]["study"]
-    }
+    studies = all_planned(records)
+    by_draws = {each.draws: each for each in studies if each.key == studies[-1].key}
     return [by_draws[draws] for draws in sorted(by_draws)]
 
 
