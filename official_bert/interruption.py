@@ -50,7 +50,7 @@ class StopRequest:
         self._flag: tf.Variable | None = None
         # Set at a boundary: what is saved from there on may take its time.
         self.reached = threading.Event()
-        # An evaluation has no steps, and nothing to save.
+        # An evaluation has no steps, and what follows the last one has none; nothing to save there.
         self.has_steps = True
         # What the process ends with once it has stopped.
         self.code = EXIT_RESTART
@@ -150,7 +150,7 @@ def _answer(
     if not request.is_watched:
         _end(f"{name} before the run began", request.code)
     if not request.has_steps:
-        _end(f"{name} in an evaluation", request.code)
+        _end(f"{name}, and no step whose end to save at", request.code)
     if number == signal.SIGINT and is_asked:
         _end(f"{name} again", request.code)
     request.set()

@@ -285,6 +285,7 @@ class _Run:
     def _train(self) -> None:
         trainer = self.params.trainer
         evaluate = "eval" in self.mode
+        self._tell_stop()
         with self.progress(trainer.train_steps, self.step) as self.bar:
             if evaluate and self.step > 0 and self._is_evaluation_due():
                 self._evaluate()
@@ -294,8 +295,13 @@ class _Run:
                     target = min(target, _next_multiple(self.step, trainer.validation_interval))
                 self.controller.train(target, checkpoint_at_completion=False)
                 self._save()
+                self._tell_stop()
                 if evaluate:
                     self._evaluate()
+
+    def _tell_stop(self) -> None:
+        """Behind the last step a stop need not wait: all is saved, and there is no boundary."""
+        self.stop.has_steps = self.step < self.params.trainer.train_steps
 
     def _evaluate(self) -> None:
         self.controller.evaluate(steps=self.params.trainer.validation_steps)

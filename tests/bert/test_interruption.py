@@ -110,7 +110,7 @@ TERM, HANG_UP, CTRL_C = signal.SIGTERM, signal.SIGHUP, signal.SIGINT
         (BLOCKING, 0.1, [HANG_UP], 42, "within 0.1 s of SIGHUP"),
         (STARTING, LONG_S, [TERM], 42, "SIGTERM before the run began"),
         (STARTING, LONG_S, [CTRL_C], 130, "Ctrl-C before the run began"),
-        (EVALUATING, LONG_S, [CTRL_C], 130, "Ctrl-C in an evaluation"),
+        (EVALUATING, LONG_S, [CTRL_C], 130, "Ctrl-C, and no step whose end to save at"),
         # Who pressed it is there to press it again, however short the grace is.
         (BLOCKING, 0.0, [CTRL_C, CTRL_C], 130, "Ctrl-C again"),
         (BLOCKING, LONG_S, [TERM, CTRL_C], 130, "Ctrl-C again"),
@@ -233,6 +233,19 @@ def test_what_was_passed_over_is_not_kept_instead_of_what_is_whole(
     with pytest.raises(interruption.Stopped):
         runner.run(with_dropout(trainer__max_to_keep=1), str(run), stop=stop)
     assert checkpoints.latest(str(run)).endswith("ckpt-11")
+
+
+def test_behind_the_last_step_a_stop_waits_for_none(tmp_path, with_dropout, monkeypatch) -> None:
+    """In the last evaluation, and in what a command does when the run is over."""
+    stop, waits = interruption.StopRequest(), {}
+    monkeypatch.setattr(
+        run_files.RunFiles,
+        "add_evaluation",
+        lambda self, step, values: waits.update({step: stop.has_steps}),
+    )
+    runner.run(with_dropout(), str(tmp_path), stop=stop)
+    assert waits == {4: True, 8: True, STEPS: False}
+    assert not stop.has_steps
 
 
 def test_other_shards_are_another_run(tmp_path, with_dropout, whole, shards) -> None:
