@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import BinaryIO
 
 from absl import flags
 
@@ -243,21 +244,39 @@ def run_stage(stage: Stage, log: str) -> None:
 
     Raises:
       UserError: the stage failed; the message is its own last line.
+      KeyboardInterrupt: Ctrl-C, after which the stage has saved what it had and ended; after a
+        second one it was ended at once.
     """
     with open(log, "ab") as stream:
         start = stream.tell()
         command_line = [sys.executable, "-m", stage.module, *stage.arguments]
         stream.write(f"\n$ {' '.join(command_line)}\n".encode())
         stream.flush()
-        code = subprocess.run(command_line, stderr=stream, check=False).returncode
-    if code == 0:
+        code = _exit_code(command_line, stream)
+    if code == command.SUCCESS:
         return
+    if code == command.INTERRUPTED:
+        raise KeyboardInterrupt
     with open(log, encoding="utf-8", errors="replace") as text:
         text.seek(start)
         lines = [line.strip() for line in text if line.strip()]
     reasons = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     reason = (reasons or lines)[-1]
     raise UserError(f"{stage.module} ended with exit code {code}: {reason} (all of it: {log})")
+
+
+def _exit_code(command_line: Sequence[str], stderr: BinaryIO) -> int:
+    """Runs a command to its end, which after Ctrl-C is when it has saved."""
+    process = subprocess.Popen(command_line, stderr=stderr)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        # The terminal has told the stage too, and `subprocess.run` would kill it while it saves.
+        print("   the stage saves and ends; Ctrl-C once more ends it at once", flush=True)
+        process.wait()
+        raise
+    finally:
+        process.kill()
 
 
 def inputs_from(flag_values: flags.FlagValues, layout: Layout) -> Inputs:

@@ -1,9 +1,11 @@
 """The demonstration: the whole way on a small text, and what a failing stage says."""
 
 import json
+import os
 import pathlib
 import pydoc_data.topics
 import re
+import signal
 import subprocess
 import sys
 
@@ -98,6 +100,44 @@ def test_a_failing_stage_ends_the_demo_with_its_own_line(tmp_path: pathlib.Path)
         demo.run_stage(stage, str(log))
     assert "/nowhere/*.txt" in str(caught.value) and str(log) in str(caught.value)
     assert not (tmp_path / "v.txt").exists()
+
+
+SLOW_TO_SAVE = """
+import signal, sys, time
+
+def save(*_):
+    time.sleep(1)  # what saving takes: more than the quarter of a second that subprocess.run waits
+    print("saved", flush=True)
+    sys.exit(130)
+
+signal.signal(signal.SIGINT, save)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_ctrl_c_waits_until_the_stage_has_saved(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "slow_to_save.py").write_text(SLOW_TO_SAVE)
+    code = (
+        "import sys; from official_bert import demo; from tfrecords import command;"
+        " stage = demo.Stage(title='', module='slow_to_save', arguments=[]);"
+        " sys.exit(command.run(lambda _: demo.run_stage(stage, 'log'), demo.FLAGS, []))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(demo.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        screen, errors = process.communicate()
+    assert screen.endswith("saved\n")
+    assert (process.returncode, errors) == (130, "interrupted\n")
 
 
 def test_half_of_the_question_files_is_refused(tmp_path: pathlib.Path, capsys) -> None:
