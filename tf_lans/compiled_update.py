@@ -26,6 +26,9 @@ from tf_lans.update_rules import Block, Step, Treatment, Updated
 # The most elements of a piece of a block on a CPU: seven arrays of them stay in a core's second
 # cache, and XLA gives the whole loop to one core, where it is cheapest; others take other blocks.
 LARGEST_PIECE = 16_384
+# Running sums of so many float32 terms, and of as many rows of them, keep the digits that one over
+# all of them would lose.
+_SHORT_ROW = 1024
 
 NAMESPACE = types.SimpleNamespace(
     sqrt=tf.sqrt,
@@ -61,15 +64,25 @@ def single_pass_sums(*arrays: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """The sum of each array, in one pass over memory where XLA compiles it.
 
     Rows are summed first, then the row sums: one running float32 sum over a large embedding
-    would lose three digits. Longer rows than that are summed one array at a time, in parts.
+    would lose three digits. Longer rows than that are cut into short ones.
     """
     shape = arrays[0].shape
-    if shape.rank < 1 or shape.num_elements() == 0 or shape[-1] > update_rules.LONGEST_ROW:
+    if shape.rank < 1 or shape.num_elements() == 0:
         return plain_sums(*arrays)
+    if shape[-1] > update_rules.LONGEST_ROW:
+        # XLA's own reduction in parts, on CPUs up to TensorFlow 2.20, is gone in 2.21.
+        return single_pass_sums(*(_in_short_rows(array) for array in arrays))
     add = _adder(len(arrays), arrays[0].dtype)
     zeros = [tf.zeros([], arrays[0].dtype)] * len(arrays)
     row_sums = xla.variadic_reduce(arrays, zeros, (shape.rank - 1,), add)
     return plain_sums(*row_sums)
+
+
+def _in_short_rows(array: tf.Tensor) -> tf.Tensor:
+    """All elements in rows of `_SHORT_ROW`, with zeros after the last one."""
+    elements = array.shape.num_elements()
+    padded = tf.pad(tf.reshape(array, [elements]), [[0, -elements % _SHORT_ROW]])
+    return tf.reshape(padded, [-(-elements // _SHORT_ROW), _SHORT_ROW])
 
 
 @functools.cache
