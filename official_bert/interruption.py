@@ -50,7 +50,7 @@ class StopRequest:
         self._flag: tf.Variable | None = None
         # Set at a boundary: what is saved from there on may take its time.
         self.reached = threading.Event()
-        # An evaluation has no steps, and what follows the last one has none; nothing to save there.
+        # An evaluation has no steps, nor has what follows the last step: nothing to save there.
         self.has_steps = True
         # What the process ends with once it has stopped.
         self.code = EXIT_RESTART
