@@ -15,6 +15,7 @@ import tf_keras
 
 from official_bert import dropout, noise_scale
 from official_bert.loss_scaling import LossScale
+from tf_lans import compiled_update
 
 Tensors = Mapping[str, tf.Tensor]
 # From a micro-batch, what all of them share, and the loss scale to the gradients and the scalars
@@ -97,7 +98,8 @@ def summed(
         def one(index: tf.Tensor, batch: Tensors) -> list[tf.Tensor]:
             gradients, scalars = _keyed_share(share, given, index, batch)
             if pieces > 1:
-                scalars = [*scalars, squared_norm(gradients)]
+                squares = compiled_update.squared_norms(gradients)
+                scalars = [*scalars, tf.add_n([tf.cast(each, tf.float32) for each in squares])]
             return [*gradients, *scalars]
 
         if micro_batches == 1:
@@ -142,11 +144,6 @@ def _reduced(
     if settings.loss_scale is not None:
         gradients = [gradient / tf.cast(scale, gradient.dtype) for gradient in gradients]
     return Summed(gradients=list(gradients), scalars=totals, piece_gradient_norm=piece_norm)
-
-
-def squared_norm(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-    """The sum of the squares of all elements of all tensors, float32."""
-    return 2.0 * tf.add_n([tf.nn.l2_loss(tf.cast(each, tf.float32)) for each in gradients])
 
 
 def accumulate(

@@ -13,7 +13,7 @@ import contextvars
 import functools
 import math
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -67,15 +67,17 @@ def single_pass_sums(*arrays: tf.Tensor) -> tuple[tf.Tensor, ...]:
     would lose three digits. Longer rows than that are cut into short ones.
     """
     shape = arrays[0].shape
-    if shape.rank < 1 or shape.num_elements() == 0:
+    if not shape.is_fully_defined() or shape.rank < 1 or shape.num_elements() == 0:
         return plain_sums(*arrays)
     if shape[-1] > update_rules.LONGEST_ROW:
         # XLA's own reduction in parts, on CPUs up to TensorFlow 2.20, is gone in 2.21.
         return single_pass_sums(*(_in_short_rows(array) for array in arrays))
-    add = _adder(len(arrays), arrays[0].dtype)
-    zeros = [tf.zeros([], arrays[0].dtype)] * len(arrays)
-    row_sums = xla.variadic_reduce(arrays, zeros, (shape.rank - 1,), add)
-    return plain_sums(*row_sums)
+    # XLA makes one running sum of a single array's row sums and their sum, not of two arrays'.
+    together = arrays if len(arrays) > 1 else arrays * 2
+    add = _adder(len(together), arrays[0].dtype)
+    zeros = [tf.zeros([], arrays[0].dtype)] * len(together)
+    row_sums = xla.variadic_reduce(together, zeros, (shape.rank - 1,), add)
+    return plain_sums(*row_sums[: len(arrays)])
 
 
 def _in_short_rows(array: tf.Tensor) -> tf.Tensor:
@@ -93,9 +95,20 @@ def _adder(count: int, dtype: tf.DType) -> Any:
     return tf.function(add).get_concrete_function(*[tf.TensorSpec([], dtype)] * (2 * count))
 
 
-def squared_norm(gradient: tf.Tensor) -> tf.Tensor:
-    """||g||^2 in float32, or float64 for a float64 gradient: one parallel pass over memory."""
-    return 2.0 * tf.nn.l2_loss(tf.cast(gradient, compute_dtype(gradient.dtype)))
+def squared_norms(arrays: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """||g||^2 of each array in float32, or float64 for a float64 one: one pass over memory."""
+    wide = [tf.cast(array, compute_dtype(array.dtype)) for array in arrays]
+    if not wide:
+        return []
+    # Inside a program that XLA compiles, this op counts as none of the devices. TensorFlow's own
+    # kernels share one array among all cores; XLA would make their op one slow running sum.
+    devices = ["CPU", "GPU"]
+    in_program = tf.raw_ops.DeviceIndex(device_names=devices) >= len(devices)
+    return tf.cond(
+        in_program,
+        lambda: [single_pass_sums(tf.square(array))[0] for array in wide],
+        lambda: [2.0 * tf.nn.l2_loss(array) for array in wide],
+    )
 
 
 _whole_blocks = contextvars.ContextVar("whole_blocks", default=False)

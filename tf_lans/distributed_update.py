@@ -120,7 +120,7 @@ def trust_ratios(
 
 def squared_weight_norms(variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
     """||x||^2 of each variable, outside of its replicas that of the first of its copies."""
-    return [compiled_update.squared_norm(_local_copy(each).read_value()) for each in variables]
+    return compiled_update.squared_norms([_local_copy(each).read_value() for each in variables])
 
 
 def _local_copy(variable: tf.Variable) -> tf.Variable:
@@ -197,7 +197,7 @@ def update_in_replica(
         record: keeps the gradients' norms, if not None.
     """
     dense_gradients = [compiled_update.dense(gradient) for gradient in gradients]
-    squared_norms = [compiled_update.squared_norm(gradient) for gradient in dense_gradients]
+    squared_norms = compiled_update.squared_norms(dense_gradients)
     # Always true, but XLA must not know: see `compiled_update._in_pieces`.
     finite = tf.convert_to_tensor(updates_made) >= 0
     if settings.skip_nonfinite:
@@ -212,7 +212,7 @@ def update_in_replica(
     if clipping.clipvalue:
         bound = clipping.clipvalue
         dense_gradients = [tf.clip_by_value(each, -bound, bound) for each in dense_gradients]
-        squared_norms = [compiled_update.squared_norm(gradient) for gradient in dense_gradients]
+        squared_norms = compiled_update.squared_norms(dense_gradients)
     widest = tf.float64 if any(s.dtype == tf.float64 for s in squared_norms) else tf.float32
     clips = update_rules.clip_factors(
         compiled_update.NAMESPACE,

@@ -148,7 +148,7 @@ def test_a_large_block_keeps_its_digits() -> None:
 
 @pytest.mark.parametrize("elements", [update_rules.LONGEST_ROW + 2, 2**20])
 def test_a_long_row_keeps_its_digits(elements: int) -> None:
-    """In one running float32 sum these two rows would be off by 2e-5 and by 3e-4.
+    """In one running float32 sum a row of 2^20 would be off by 3e-4.
 
     Cut into 1024 rows of 1024, it is off by 9e-7 even where each is added up one by one.
     """
@@ -157,6 +157,20 @@ def test_a_long_row_keeps_its_digits(elements: int) -> None:
     wanted = np.sum(row, dtype=np.float64)
     for found in sums(tf.constant(row), tf.constant(-row)):
         np.testing.assert_allclose(abs(found), wanted, rtol=2e-6)
+
+
+@pytest.mark.parametrize("jit_compile", [True, False])
+@pytest.mark.parametrize("shape", [(30_522, 768), (2**16,), (2**24,), (7,), ()])
+def test_a_squared_norm_keeps_its_digits(shape: tuple[int, ...], jit_compile: bool) -> None:
+    """Also in a program that XLA compiles, where one running sum could be off by 2e-4.
+
+    One running sum over a row of 1024 equal terms is off by 1.2e-5: the tolerance is twice that.
+    """
+    array = np.full(shape, 0.3, np.float32)
+    norms = tf.function(compiled_update.squared_norms, jit_compile=jit_compile)
+    wanted = np.sum(np.square(array, dtype=np.float64))
+    for found in norms([tf.constant(array), tf.constant(-array)]):
+        np.testing.assert_allclose(found, wanted, rtol=2.4e-5)
 
 
 @both_kerases
