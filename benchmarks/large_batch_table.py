@@ -36,6 +36,7 @@ PAIRS = (
         "a normalised gradient of each block in place of a clipped norm of all",
     ),
     ("BlockNormalizedAdamW", "AdamW", "the same in AdamW"),
+    ("BlockNormalizedAdamW", "LAMB eq. (8)", "that AdamW in place of LAMB"),
     ("LANS eq. (9)", "LANS eq. (9) without Nesterov", "Nesterov's term"),
     ("LANS eq. (9), every block adapted", "LANS eq. (9)", "norms and biases adapted and decayed"),
     ("LANS eq. (9)", "Keras Muon", "LANS in place of Muon"),
