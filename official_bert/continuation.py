@@ -114,8 +114,9 @@ def check(
 
     Raises:
       UserError: naming the first field that may not change, and both values, or the files of a
-        folder that holds no run.
+        folder that holds no run, or a path that is no folder's.
     """
+    run_folder.check_path(model_dir)
     if "train" not in mode:
         configuration.check_same_run(params, model_dir, ("task.model",))
         return ()

@@ -19,11 +19,13 @@ def check(model_dir: str, *, several: bool) -> None:
         several: whether a sweep is asked for, which has its runs in folders of its own.
 
     Raises:
-        UserError: a single run was asked for in a sweep's folder, or the folder holds neither.
+        UserError: a single run was asked for in a sweep's folder, or the folder holds neither, or
+            the path is no folder's.
 
     Example:
         >>> check("a_new_folder", several=False)
     """
+    run_folder.check_path(model_dir)
     if any(map(_SWEEP.fullmatch, run_folder.names(model_dir))):
         if several:
             return

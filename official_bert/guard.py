@@ -110,6 +110,7 @@ def diverged(
     checkpoint: str | None,
     *,
     skips: bool = True,
+    fixed_loss_scale: float | None = None,
 ) -> Diverged:
     """The error that ends the run.
 
@@ -119,6 +120,7 @@ def diverged(
       gradient_norms: by block, in that step.
       checkpoint: where the weights as they were before are saved; None where they are not.
       skips: whether the optimizer skipped these steps; otherwise their losses told.
+      fixed_loss_scale: `runtime.loss_scale` where that is a number.
     """
     ranked = sorted(gradient_norms.items(), key=_by_size)
     largest = ", ".join(f"{path} {norm:.3g}" for path, norm in ranked[:_SHOWN]) or "not watched"
@@ -131,10 +133,14 @@ def diverged(
     if checkpoint is not None:
         kept = f"The weights before them are in {checkpoint}"
         start = " with task.init_checkpoint"
+    scaled = ""
+    if fixed_loss_scale is not None:
+        scaled = f"set runtime.loss_scale ({fixed_loss_scale:g}) to dynamic, "
     return Diverged(
         f"{found} (trainer.max_skipped_steps); loss {row.get('loss')}; largest "
-        f"gradient norms by block, of the last: {largest}. {kept}: lower the learning rate or "
-        f"lengthen the warm-up in another --model_dir{start}, or look at the data of these steps",
+        f"gradient norms by block, of the last: {largest}. {kept}: {scaled}lower the learning rate "
+        f"or lengthen the warm-up in another --model_dir{start}, or look at the data of these "
+        "steps",
         found,
     )
 

@@ -40,7 +40,8 @@ class MetricsLog:
     def cut_back(self, step: int) -> None:
         """Drops the rows after `step`, and a last line that a kill left unfinished."""
         if tf.io.gfile.exists(self.path):
-            write(self.path, [row for row in read(self.path) if row["step"] <= step])
+            rows = read(self.path, through=step)
+            write(self.path, [row for row in rows if row["step"] <= step])
 
 
 def write(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -57,24 +58,33 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read(path: str | os.PathLike[str], through: int | None = None) -> list[dict[str, Any]]:
     """All whole rows of a metrics file, in order; an unfinished last line is left out.
+
+    Args:
+      path: the file.
+      through: the last step that is wanted, if not all: once its row is read, a damaged line ends
+        the rows, as a machine leaves one that loses its power after its last checkpoint.
 
     Raises:
       UserError: a line is not JSON, or no object with a number as its step.
     """
-    try:
-        lines = files.read_bytes(path).decode("utf-8").split("\n")[:-1]
-        return [_row(line) for line in lines]
-    except ValueError as error:
-        raise UserError(
-            f"{os.fspath(path)} is damaged: {error}; restore it from a copy, or move the run's "
-            "folder away to begin again"
-        ) from error
+    rows: list[dict[str, Any]] = []
+    for line in files.read_bytes(path).split(b"\n")[:-1]:
+        try:
+            rows.append(_row(line))
+        except ValueError as error:
+            if through is not None and rows and rows[-1]["step"] >= through:
+                break
+            raise UserError(
+                f"{os.fspath(path)} is damaged: {error}; restore it from a copy, or move the run's "
+                "folder away to begin again"
+            ) from error
+    return rows
 
 
-def _row(line: str) -> dict[str, Any]:
-    row = json.loads(line)
+def _row(line: bytes) -> dict[str, Any]:
+    row = json.loads(line.decode("utf-8"))
     step = row.get("step") if isinstance(row, dict) else None
     if not isinstance(step, int) or isinstance(step, bool):
         raise ValueError(f"expected an object with a number as its step, not {line[:60]!r}")

@@ -29,6 +29,15 @@ _HEAD_WIDTH, _POSITIONS = 64, 512
 _CHECKPOINTS, _LOOP, _LONG = 35, 10, 10_000
 _EVALUATED = {True: 64, False: 32}
 _WIDTH = 98
+# Of `runtime`: what the planned devices decide, or make meaningless.
+_OF_THE_DEVICES = {
+    "all_reduce_alg",
+    "distribution_strategy",
+    "loss_scale",
+    "mixed_precision_dtype",
+    "num_gpus",
+    "tpu",
+}
 
 Recipe = dict[str, Any]
 
@@ -120,8 +129,11 @@ def fill(base: Recipe, phase: Phase, device: Device, optimizer: str, shards: str
     wanted = _EVALUATED[phase.seq_length <= plan_steps.LAST_OF_PHASE_1]
     data = {"input_path": shards} if shards else {}
     settings = _at(base, "trainer", "optimizer_config", "optimizer", optimizer)
+    runtime = {
+        name: value for name, value in _at(base, "runtime").items() if name not in _OF_THE_DEVICES
+    }
     return _merged(
-        base,
+        {**base, "runtime": runtime},
         {
             "task": {
                 "micro_batch_size": cut.micro_batch,
@@ -144,7 +156,6 @@ def fill(base: Recipe, phase: Phase, device: Device, optimizer: str, shards: str
                 "validation_interval": 5 * checkpoints,
                 "optimizer_config": None,
             },
-            "runtime": None,
         },
         {
             "trainer": {"optimizer_config": _optimizer_config(phase, optimizer, settings)},

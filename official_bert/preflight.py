@@ -405,6 +405,12 @@ def _data_problems(
             f"max_position_embeddings {positions}"
         )
     predictions = data.max_predictions_per_seq
+    for index, head in enumerate(task.model.cls_heads):
+        if head.cls_token_idx >= data.seq_length:
+            yield (
+                f"task.model.cls_heads[{index}].cls_token_idx is {head.cls_token_idx}; expected a "
+                f"place in rows of task.{name}.seq_length {data.seq_length}, such as [CLS]'s, 0"
+            )
     if predictions is not None and predictions > data.seq_length:
         yield (
             f"task.{name}.max_predictions_per_seq is {predictions}; expected at most its "

@@ -22,6 +22,7 @@ from absl import flags
 from official.core import config_definitions
 
 from official_bert import (
+    checkpoints,
     cluster,
     configuration,
     devices,
@@ -29,6 +30,7 @@ from official_bert import (
     interruption,
     preflight,
     run_data,
+    run_folder,
     runner,
 )
 from official_bert.pretraining_task import with_heads_of_data
@@ -67,6 +69,7 @@ def phase_params(
 def body(flag_values: flags.FlagValues, stop: interruption.StopRequest) -> None:
     """Checks both phases before it starts the first."""
     experiments.register()
+    run_folder.check_path(flag_values.model_dir)
     folders = [os.path.join(flag_values.model_dir, name) for name in ("phase1", "phase2")]
     phases = [
         phase_params(recipe, flag_values.input_path, flag_values.params_override)
@@ -91,7 +94,23 @@ def body(flag_values: flags.FlagValues, stop: interruption.StopRequest) -> None:
         runner.check_model_dir(
             params, folder, strategy=strategy, repartition=flag_values.repartition
         )
+    _check_order(phases[0].trainer.train_steps, *folders)
     _run_phases(phases, folders, strategy, stop, repartition=flag_values.repartition)
+
+
+def _check_order(steps: int, first: str, second: str) -> None:
+    """Refuses to train more of phase 1 where phase 2 has gone on from an earlier end of it."""
+    done, begun = (
+        max((int(prefix.rpartition("-")[2]) for prefix in checkpoints.listed(folder)), default=0)
+        for folder in (first, second)
+    )
+    if begun and done < steps:
+        raise UserError(
+            f"{second} has begun, at step {begun}, but {first} is at step {done} of {steps}; "
+            "expected phase 1 at its end, which phase 2 starts from: restore it, or its "
+            f"trainer.train_steps; or continue --model_dir={second} alone by official_bert.train; "
+            "or choose another --model_dir"
+        )
 
 
 def _check_runtime(

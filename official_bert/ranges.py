@@ -198,6 +198,7 @@ UNREAD_RUNTIME = {
     "num_cores_per_replica": Unread(accepted=(1,)),
     "default_shard_dim": Unread(accepted=(-1,)),
     "use_tpu_mp_strategy": Unread(accepted=_OFF),
+    "tpu_enable_xla_dynamic_padder": Unread(accepted=_UNSET),
 }
 UNREAD_TASK = {
     "differential_privacy_config": Unread(accepted=_UNSET),
@@ -224,6 +225,8 @@ UNREAD_DATA = {
     "tf_data_service_job_name": Unread(accepted=_UNSET),
     "enable_shared_tf_data_service_between_parallel_trainers": Unread(accepted=_OFF),
     "apply_tf_data_service_before_batching": Unread(accepted=_OFF),
+    "drop_remainder": Unread(accepted=(True,), instead="an evaluation reads every example"),
+    "trainer_id": Unread(accepted=_UNSET),
 }
 
 

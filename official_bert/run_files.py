@@ -118,7 +118,9 @@ class RunFiles:
     def _rows_before(self, step: int) -> list[dict[str, Any]]:
         if not tf.io.gfile.exists(self.metrics.path):
             return []
-        return [row for row in metrics_log.read(self.metrics.path) if row["step"] <= step]
+        return [
+            row for row in metrics_log.read(self.metrics.path, through=step) if row["step"] <= step
+        ]
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the evaluation at `step` was finished."""

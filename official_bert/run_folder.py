@@ -1,5 +1,6 @@
 """What a run finds in the folder it is given: nothing, a run, or something else."""
 
+import os
 import re
 from collections.abc import Callable
 
@@ -27,6 +28,32 @@ def names(folder: str) -> list[str]:
         return []
     # Object stores end the names of folders with a slash.
     return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
+
+
+def check_path(model_dir: str) -> None:
+    """Refuses a path that names no folder and where none can be made.
+
+    Args:
+        model_dir: the folder; it need not exist.
+
+    Raises:
+        UserError: the path is empty, or it is a file or would lie below one.
+
+    Example:
+        >>> check_path("a_new_folder")
+    """
+    if not model_dir:
+        raise UserError("--model_dir is empty; expected the folder of the run: name it")
+    if "://" in model_dir:
+        return
+    above = os.path.abspath(model_dir)
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above):
+        raise UserError(
+            f"--model_dir is {model_dir}, but {above} is no folder; expected the run's, or a path "
+            "where one can be made: give another"
+        )
 
 
 def check(model_dir: str, is_early: Callable[[str], bool]) -> None:

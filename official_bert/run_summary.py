@@ -16,7 +16,6 @@ from official.modeling.hyperparams import base_config
 import tfrecords
 from official_bert import configuration, continuation, metrics_log, noise_scale, run_files
 from tfrecords import schema
-from tfrecords.errors import UserError
 
 LAST_SHARE = 20
 
@@ -189,15 +188,7 @@ def _curve(rows: Rows, name: str) -> Iterator[tuple[int, float]]:
 
 
 def _rows(path: str) -> list[dict[str, Any]]:
-    if not tf.io.gfile.exists(path):
-        return []
-    try:
-        return metrics_log.read(path)
-    except ValueError as error:
-        raise UserError(
-            f"{path} holds a line that is no JSON object ({error}); it is damaged: restore it, or "
-            "remove that line"
-        ) from error
+    return metrics_log.read(path) if tf.io.gfile.exists(path) else []
 
 
 def flattened(values: Any, path: str = "") -> dict[str, Any]:

@@ -375,7 +375,9 @@ class _Run:
         checkpoint = guard.sound_checkpoint(
             self.model_dir, None if skips else row["step"] - lost + 1
         )
-        raise guard.diverged(row, lost, norms, checkpoint, skips=skips)
+        scale = self.params.runtime.loss_scale
+        fixed = scale if isinstance(scale, int | float) else None
+        raise guard.diverged(row, lost, norms, checkpoint, skips=skips, fixed_loss_scale=fixed)
 
     def _optimizer_scalars(self) -> dict[str, float]:
         """What an optimizer of ours tells; its blocks' figures go to TensorBoard."""

@@ -28,7 +28,7 @@ from official_bert import (
     squad_rows,
 )
 from official_bert.input import replica_batches
-from tfrecords import files
+from tfrecords import files, hashing
 
 PREDICTIONS, NBEST, METRICS = "predictions.json", "nbest_predictions.json", "eval_metrics.json"
 NULL_ODDS = "null_odds.json"
@@ -111,8 +111,9 @@ def rows_at(positions: tf.Tensor, num_rows: int, seed: int) -> tf.Tensor:
     """
     positions = tf.cast(positions, tf.int64)
     epochs = positions // num_rows
-    drawn_by = tf.stack([tf.fill(tf.shape(epochs), tf.constant(seed, tf.int64)), epochs], axis=1)
-    seeds = tf.pad(drawn_by, [[0, 0], [0, 1]])
+    # Small numbers are weak keys of that shuffle: with zeros it leaves rows nearly where they are.
+    drawn = [hashing.mix_tensors(seed, epochs, tf.constant(word, tf.int64)) for word in range(3)]
+    seeds = tf.stack([tf.cast(bits, tf.uint32) for bits in drawn], axis=1)
     return tf.random_index_shuffle(positions % num_rows, seeds, tf.constant(num_rows - 1, tf.int64))
 
 

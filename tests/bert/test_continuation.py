@@ -256,6 +256,22 @@ def test_a_log_of_something_else_is_one_line(line: bytes, tmp_path) -> None:
         metrics_log.read(path)
 
 
+def test_damage_after_the_last_checkpoint_costs_no_more_than_the_steps_since(tmp_path) -> None:
+    """As a machine leaves its last pages that loses its power: zeros, and rows after them."""
+    path = tmp_path / "metrics.jsonl"
+    log = metrics_log.MetricsLog(str(path))
+    log.append([{"step": 1}, {"step": 2}])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"st\0\0\0\n{"step": 4}\n')
+    with pytest.raises(UserError, match="metrics.jsonl is damaged"):
+        metrics_log.read(path)
+    with pytest.raises(UserError, match="metrics.jsonl is damaged"):
+        log.cut_back(3)
+    assert metrics_log.read(path, through=2) == [{"step": 1}, {"step": 2}]
+    log.cut_back(2)
+    assert path.read_bytes() == whole
+
+
 def test_a_foreign_tokenizer_config_may_leave_the_casing_open(tmp_path) -> None:
     path = tmp_path / TOKENIZER_CONFIG
     path.write_text('{"model_max_length": 512}')

@@ -43,3 +43,6 @@ def test_the_guard_counts_over_restarts() -> None:
     assert raised.in_a_row == 0 and raised.see(rows(3)) is None
     message = str(guard.diverged({"step": 9, "loss": None}, 3, {"a": 1.0, "b": np.nan}, "ckpt-4"))
     assert "steps 7 to 9" in message and "b nan, a 1" in message
+    assert "loss_scale" not in message
+    scaled = guard.diverged({"step": 9}, 3, {}, "ckpt-4", fixed_loss_scale=2.0**100)
+    assert "set runtime.loss_scale (1.26765e+30) to dynamic, lower the" in str(scaled)

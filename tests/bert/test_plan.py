@@ -155,6 +155,26 @@ def test_recipes_for_every_device_pass_preflight(device, machines) -> None:
     )
 
 
+def test_a_recipes_runtime_stays_but_for_what_the_devices_decide(tmp_path) -> None:
+    base, path = tmp_path / "base.yaml", tmp_path / "plan.yaml"
+    recipe = yaml.safe_load(
+        pathlib.Path(configuration.find_config("bert_tiny_phase1.yaml")).read_text()
+    )
+    kept = {"enable_xla": False, "deterministic_ops": True, "bytes_per_pack": 5000}
+    decided = {"all_reduce_alg": "hierarchical_copy", "num_gpus": 2, "loss_scale": 8.0}
+    recipe["runtime"] = {**kept, **decided, "mixed_precision_dtype": "float16"}
+    base.write_text(yaml.safe_dump(recipe))
+    arguments = ("--batch=4096", "--micro_batch=64", "--device=a100", "--num_devices=8")
+    assert run(f"--model={base}", *arguments, f"--output={path}") == 0
+    found = yaml.safe_load(path.read_text())["runtime"]
+    assert found == {
+        **kept,
+        "distribution_strategy": "mirrored",
+        "num_gpus": 8,
+        "mixed_precision_dtype": "bfloat16",
+    }
+
+
 def test_what_a_recipe_says_beside_the_plan_stays(tmp_path) -> None:
     path = tmp_path / "plan.yaml"
     arguments = ("--batch=4096", "--micro_batch=64", "--device=a100", "--num_devices=8")

@@ -61,6 +61,18 @@ def test_recipes_lack_nothing_but_their_data(recipe: str) -> None:
             "validation_data.is_training is True, which reads without end",
         ),
         (["task.train_data.max_predictions_per_seq=129"], "at most its seq_length 128"),
+        (
+            [
+                nested(
+                    "task",
+                    {
+                        "model": {"cls_heads": [{"name": "next_sentence", "cls_token_idx": 128}]},
+                        "validation_data": {"seq_length": 256},
+                    },
+                )
+            ],
+            "cls_token_idx is 128; expected a place in rows of task.train_data.seq_length 128",
+        ),
         (["task.train_data.seq_length=513"], "seq_length 513 is longer than the encoder's"),
         (
             ["runtime.distribution_strategy=mirrored", "runtime.all_reduce_alg=ring"],

@@ -172,7 +172,7 @@ def test_mistakes(tmp_path, runs, capsys) -> None:
         ([empty], "empty holds no params.yaml"),
         ([tmp_path / "nowhere"], "nowhere holds no params.yaml"),
         ([untrained], "untrained holds no metrics.jsonl"),
-        ([damaged], "metrics.jsonl holds a line that is no JSON"),
+        ([damaged], "metrics.jsonl is damaged"),
         ([runs[0], f"{runs[0]}/"], "is given twice"),
         ([runs[0], "--outptu=x"], "Unknown command line flag 'outptu'"),
     ):

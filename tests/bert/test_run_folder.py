@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import types
 
 import pytest
 import tensorflow as tf
@@ -11,11 +12,14 @@ from hypothesis import strategies as st
 from official_bert import (
     disk_space,
     estimates,
+    finetune,
     preflight,
+    pretrain,
     run_checkpoints,
     run_files,
     run_folder,
     runner,
+    train,
 )
 from tfrecords.errors import UserError
 
@@ -26,6 +30,32 @@ SIZE = 1000
 def test_a_name_that_is_a_pattern_is_refused(tmp_path: pathlib.Path, name: str) -> None:
     with pytest.raises(UserError, match="which has a meaning in patterns of files"):
         run_folder.check(str(tmp_path / name), is_early=lambda _: False)
+
+
+@pytest.mark.parametrize("path", ["", "a_file", "a_file/run", "a_file/more/run"])
+@pytest.mark.parametrize("command", [train, pretrain, finetune])
+def test_a_path_that_is_no_folders_is_refused_in_a_line(
+    command: types.ModuleType,
+    path: str,
+    tmp_path: pathlib.Path,
+    tiny_arguments,
+    monkeypatch,
+    capsys,
+) -> None:
+    """As an unset variable makes it empty; nothing is written in the folder one is in."""
+    recipe, data = tiny_arguments
+    (tmp_path / "a_file").touch()
+    monkeypatch.chdir(tmp_path)
+    recipes = {
+        train: [f"--config_file={recipe}", f"--params_override={data}"],
+        pretrain: [f"--phase1={recipe}", f"--phase2={recipe}"],
+        finetune: ["--task=squad", "--train_file=a_file", "--dev_file=a_file", "--seeds=2"],
+    }
+    assert command.main([*recipes[command], f"--model_dir={path}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --model_dir is ") and error.count("\n") == 1, error
+    assert (f"{tmp_path / 'a_file'} is no folder" in error) == bool(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["a_file"]
 
 
 def test_checkpoints_of_another_program_are_no_run(tmp_path: pathlib.Path) -> None:

@@ -43,6 +43,20 @@ def two_phases(tmp_path_factory, shards, tiny_yaml) -> pathlib.Path:
     return root / "run"
 
 
+def test_phase_1_is_not_trained_again_behind_phase_2(two_phases, shards, capsys) -> None:
+    """Its folder was deleted, as if to free the disk: phase 2 started from what was there."""
+    files = two_phases.parent
+    recipes = [f"--{name}={files / name}.yaml" for name in ("phase1", "phase2")]
+    (two_phases / "phase1").rename(files / "away")
+    try:
+        assert pretrain.main([*recipes, f"--input_path={shards}", f"--model_dir={two_phases}"]) == 2
+        assert not (two_phases / "phase1").exists()
+    finally:
+        (files / "away").rename(two_phases / "phase1")
+    words = f"phase2 has begun, at step 8, but {two_phases / 'phase1'} is at step 0 of {STEPS}"
+    assert words in capsys.readouterr().err
+
+
 def as_trained(model_dir: pathlib.Path) -> tf_keras.Model:
     """The pretrainer as its checkpoint holds it, the encoder's own pooler untrained."""
     config = LargeBatchPretrainConfig(model=source.pretrainer_config(str(model_dir)))

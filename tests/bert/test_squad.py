@@ -360,6 +360,20 @@ def test_epochs_and_seeds_differ() -> None:
     assert list(rows) != list(squad_task.rows_at(np.arange(100), 50, seed=2).numpy())
 
 
+@pytest.mark.parametrize("num_rows", [100, 1000, 8551])
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_are_mixed(num_rows: int, seed: int) -> None:
+    """Of a random order, r times the root of n is a standard normal, and one row stays on average.
+
+    Five of the one, and nine of the other, come once in a million orders.
+    """
+    orders = squad_task.rows_at(np.arange(3 * num_rows), num_rows, seed).numpy()
+    for order in orders.reshape(3, num_rows):
+        places = np.arange(num_rows)
+        assert abs(np.corrcoef(places, order)[0, 1]) * np.sqrt(num_rows) < 5
+        assert np.sum(order == places) <= 9
+
+
 def _starts(dataset: Any, steps: int) -> np.ndarray:
     return np.stack([labels["start_positions"].numpy() for _, labels in dataset.take(steps)])
 
