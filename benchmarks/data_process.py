@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import resource
 import subprocess
 import tempfile
 import threading
@@ -32,19 +31,16 @@ class Ran:
 
     Attributes:
         seconds: by the clock.
-        cpu_seconds: by all their processes.
         peak_bytes: see `MEMORY_METHOD`.
     """
 
     seconds: float
-    cpu_seconds: float
     peak_bytes: int
 
     def __add__(self, other: Ran) -> Ran:
         """One after the other."""
         return Ran(
             seconds=self.seconds + other.seconds,
-            cpu_seconds=self.cpu_seconds + other.cpu_seconds,
             peak_bytes=max(self.peak_bytes, other.peak_bytes),
         )
 
@@ -60,23 +56,17 @@ def run(commands: Sequence[Sequence[str]], cores: int | None = None) -> Ran:
         FailedError: one of them failed.
     """
     allowed = sorted(os.sched_getaffinity(0))[:cores]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.perf_counter()
     with tempfile.TemporaryFile("w+") as log:
         running = [start(command, allowed, log) for command in commands]
         with _PeakMemory([each.pid for each in running]) as memory:
             codes = [each.wait() for each in running]
         seconds = time.perf_counter() - begin
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         if any(codes):
             log.seek(0)
             lines = [line.strip() for line in log if line.strip()]
             raise FailedError(lines[-1] if lines else f"ended with exit code {max(codes)}")
-    return Ran(
-        seconds=seconds,
-        cpu_seconds=after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime,
-        peak_bytes=memory.peak_bytes,
-    )
+    return Ran(seconds=seconds, peak_bytes=memory.peak_bytes)
 
 
 def start(

@@ -53,7 +53,6 @@ def _build_row(measured: Measured, cores: int) -> dict[str, Any]:
         "output_bytes": measured.output_bytes,
         "startup_s": statistics.median(each.seconds for each in measured.startups),
         "median_s": statistics.median(each.seconds for each in measured.runs),
-        "median_cpu_s": statistics.median(each.cpu_seconds for each in measured.runs),
         "peak_bytes": max(each.peak_bytes for each in measured.runs),
         "startup_peak_bytes": max(each.peak_bytes for each in measured.startups),
         "all_s": [round(each.seconds, 6) for each in measured.runs],
@@ -136,7 +135,6 @@ def _read_ratios(rows: Rows) -> None:
         base = _find(rows, data_reading.MODEL_GARDEN, row["cores"])
         if base and "examples_per_s" in row:
             row |= _over_model_garden(_ratios(row, base, "all_examples_per_s"))
-    return rows
 
 
 def _find(rows: Rows, name: str, cores: int) -> dict[str, Any] | None:

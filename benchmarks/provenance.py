@@ -22,9 +22,10 @@ def of(heading: Heading) -> dict[str, Any]:
 
 
 def _content(row: Heading) -> str:
-    # As JSON, which has no whole numbers as keys and in which NaN is equal to NaN.
+    # As JSON, which has no whole numbers as keys and in which NaN is equal to NaN; there and back
+    # before it is sorted, since 9 comes before 10, but "10" before "9".
     figures = {key: value for key, value in row.items() if key not in _KEYS}
-    return json.dumps(figures, sort_keys=True)
+    return json.dumps(json.loads(json.dumps(figures)), sort_keys=True)
 
 
 def known(row: Heading, rows: Iterable[Heading]) -> Heading | None:

@@ -230,9 +230,21 @@ def read_phase(layout: demo.Layout, number: int) -> dict[str, Any]:
 
 
 def known(output: str | None) -> dict[str, Any]:
-    """What OUTPUT.json has from before; nothing where there is no such file."""
+    """What OUTPUT.json has from before; nothing where there is no such file.
+
+    Raises:
+        UserError: it is not what this command writes.
+    """
     path = pathlib.Path(f"{output}.json")
-    return json.loads(path.read_text(encoding="utf-8")) if output and path.exists() else {}
+    if not output or not path.exists():
+        return {}
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON of this command: {error}; move it away") from error
+    if not isinstance(figures, dict):
+        raise UserError(f"{path} is not JSON of this command; move it away")
+    return figures
 
 
 def read_figures(
@@ -279,6 +291,7 @@ def body(flag_values: flags.FlagValues) -> None:
         markdown_part.check(flag_values.document, _MODULE)
     if flag_values.output:
         whole_files.check(f"{flag_values.output}.json")
+    before = known(flag_values.output)
     heading = {
         **machine.heading(_MODULE),
         "processor": machine.processor(),
@@ -291,7 +304,7 @@ def body(flag_values: flags.FlagValues) -> None:
         print(f"== {stage.title}", flush=True)
         if not (stage.output and pathlib.Path(stage.output).exists()):
             demo.run_stage(stage, layout.log)
-    figures = read_figures(layout, stages, heading, known(flag_values.output))
+    figures = read_figures(layout, stages, heading, before)
     text = transfer_report.table(figures)
     print(text)
     if flag_values.output:

@@ -30,7 +30,7 @@ class Measured:
     Attributes:
         first: the time to the end of the first update, tracing and compiling included.
         updates: the time of each update, one a round.
-        peak_bytes: the most memory it held while updating.
+        peak_bytes: the most memory it held while compiling and updating.
     """
 
     first: float

@@ -94,6 +94,14 @@ def test_the_rows_of_transfer_keep_the_heading_that_they_were_measured_with(
         assert "2001-01-02 to 2002-01-02 on p, a 1 and 2, the code of `old`, `new`, by" in table
 
 
+def test_a_row_is_known_again_from_its_file_whatever_its_keys() -> None:
+    """Ten seeds, whose numbers sort otherwise as words."""
+    row = {"scores": {seed: float(seed) for seed in range(11)}, "date": "2000-01-01T00"}
+    stored = json.loads(json.dumps(row))
+    assert provenance.known(row, [stored]) is stored
+    assert provenance.known({"scores": {**row["scores"], 10: 0.0}}, [stored]) is None
+
+
 def test_what_took_part_is_named_once_in_order() -> None:
     headings = [
         {"date": f"2000-01-0{day}T00", "processor": processor, "versions": {"a": version}} | commit

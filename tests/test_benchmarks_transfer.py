@@ -102,6 +102,17 @@ def test_a_document_that_cannot_take_the_table_is_refused_first(tmp_path, conten
     assert not work.exists()
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]"])
+def test_figures_from_before_that_are_damaged_are_refused_first(tmp_path, content, capfd) -> None:
+    (tmp_path / "out.json").write_bytes(content)
+    work = tmp_path / "work"
+    arguments = [f"--output={tmp_path / 'out'}", f"--work_dir={work}", "--corpus=text.txt"]
+    assert transfer.main(arguments) == 2
+    error = capfd.readouterr().err
+    assert "out.json is not JSON of this command" in error and error.endswith("; move it away\n")
+    assert not work.exists()
+
+
 @pytest.mark.skipif(not RESULTS.exists(), reason="benchmarks/results/transfer.json is not there")
 def test_the_document_shows_the_measured_figures() -> None:
     table = transfer_report.table(json.loads(RESULTS.read_text()))

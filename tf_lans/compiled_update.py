@@ -26,8 +26,9 @@ from tf_lans.update_rules import Block, Step, Treatment, Updated
 # The most elements of a piece of a block on a CPU: seven arrays of them stay in a core's second
 # cache, and XLA gives the whole loop to one core, where it is cheapest; others take other blocks.
 LARGEST_PIECE = 16_384
-# Running sums of so many float32 terms, and of as many rows of them, keep the digits that one over
-# all of them would lose.
+# A running sum of more equal float32 terms loses more than two of its seven digits. Rows of short
+# ones, and their sums, keep them.
+_LONGEST_ROW = 2**12
 _SHORT_ROW = 1024
 
 NAMESPACE = types.SimpleNamespace(
@@ -64,12 +65,12 @@ def single_pass_sums(*arrays: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """The sum of each array, in one pass over memory where XLA compiles it.
 
     Rows are summed first, then the row sums: one running float32 sum over a large embedding
-    would lose three digits. Longer rows than that are cut into short ones.
+    would lose three digits. Long rows are cut into short ones, and so are many rows' sums.
     """
     shape = arrays[0].shape
     if not shape.is_fully_defined() or shape.rank < 1 or shape.num_elements() == 0:
         return plain_sums(*arrays)
-    if shape[-1] > update_rules.LONGEST_ROW:
+    if shape[-1] > _LONGEST_ROW:
         # XLA's own reduction in parts, on CPUs up to TensorFlow 2.20, is gone in 2.21.
         return single_pass_sums(*(_in_short_rows(array) for array in arrays))
     # XLA makes one running sum of a single array's row sums and their sum, not of two arrays'.
@@ -77,12 +78,18 @@ def single_pass_sums(*arrays: tf.Tensor) -> tuple[tf.Tensor, ...]:
     add = _adder(len(together), arrays[0].dtype)
     zeros = [tf.zeros([], arrays[0].dtype)] * len(together)
     row_sums = xla.variadic_reduce(together, zeros, (shape.rank - 1,), add)
-    return plain_sums(*row_sums[: len(arrays)])
+    many = row_sums[0].shape.num_elements() > _LONGEST_ROW
+    finish = single_pass_sums if many else plain_sums
+    return finish(*(tf.reshape(sums, [-1]) for sums in row_sums[: len(arrays)]))
 
 
 def _in_short_rows(array: tf.Tensor) -> tf.Tensor:
-    """All elements in rows of `_SHORT_ROW`, with zeros after the last one."""
+    """All elements in rows of about `_SHORT_ROW`, with zeros after the last one where need be."""
     elements = array.shape.num_elements()
+    fitting = range(_SHORT_ROW, _SHORT_ROW // 4, -1)
+    row = next((length for length in fitting if elements % length == 0), None)
+    if row is not None:  # filling up copies the array
+        return tf.reshape(array, [elements // row, row])
     padded = tf.pad(tf.reshape(array, [elements]), [[0, -elements % _SHORT_ROW]])
     return tf.reshape(padded, [-(-elements // _SHORT_ROW), _SHORT_ROW])
 
@@ -106,9 +113,20 @@ def squared_norms(arrays: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     in_program = tf.raw_ops.DeviceIndex(device_names=devices) >= len(devices)
     return tf.cond(
         in_program,
-        lambda: [single_pass_sums(tf.square(array))[0] for array in wide],
+        lambda: [_sum_of_squares(array.shape, array.dtype)(array) for array in wide],
         lambda: [2.0 * tf.nn.l2_loss(array) for array in wide],
     )
+
+
+@functools.cache
+def _sum_of_squares(shape: tf.TensorShape, dtype: tf.DType) -> Any:
+    """One traced function for all blocks of a shape: in most graphs it never runs."""
+
+    def total(array: tf.Tensor) -> tf.Tensor:
+        return single_pass_sums(tf.square(array))[0]
+
+    traced = tf.function(total, autograph=False)
+    return traced.get_concrete_function(tf.TensorSpec(shape, dtype))
 
 
 _whole_blocks = contextvars.ContextVar("whole_blocks", default=False)

@@ -119,9 +119,11 @@ class Keras3BlockOptimizer(family.BlockOptimizer, _Backend):
                 self._iterations.assign_add(1)
                 return
             if self.loss_scale_factor is not None:
+                # Widened first: what the scale has saved would be lost again in float16.
                 grads = [
-                    ops.convert_to_tensor(gradient, sparse=False) / self.loss_scale_factor
-                    for gradient in grads
+                    ops.cast(self._dense(gradient), self._momentums[index].dtype)
+                    / self.loss_scale_factor
+                    for gradient, index in zip(grads, self._indices(variables), strict=True)
                 ]
             self._update(grads, variables)
 

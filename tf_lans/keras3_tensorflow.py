@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_lans import distributed_update
+from tf_lans import compiled_update, distributed_update
 from tf_lans.hyperparameters import LayerAdaptiveHyperparameters
 
 
@@ -62,6 +62,10 @@ class TensorFlowOptimizer(keras.optimizers.Optimizer):
     def _squared_weight_norms(self) -> list[tf.Tensor]:
         natives = [_native(variable) for variable in self._trainable_variables]
         return distributed_update.squared_weight_norms(natives)
+
+    def _dense(self, gradient: Any) -> tf.Tensor:
+        # Keras's own conversion leaves IndexedSlices as they are.
+        return compiled_update.dense(gradient)
 
     def _beside(self, reference_variable: Any) -> contextlib.AbstractContextManager:
         extended = self._distribution_strategy.extended

@@ -58,6 +58,9 @@ class PortableOptimizer(keras.optimizers.Optimizer):
 
     can_watch_gradients = False
 
+    def _dense(self, gradient: Any) -> Any:
+        return ops.convert_to_tensor(gradient, sparse=False)
+
     def _squared_weight_norms(self) -> list[Any]:
         return [
             ops.sum(ops.square(ops.cast(each, "float32"))) for each in self._trainable_variables
@@ -74,7 +77,7 @@ class PortableOptimizer(keras.optimizers.Optimizer):
         before = [_values(block) for block in state]
         old = before
         gradients = [
-            ops.cast(ops.convert_to_tensor(gradient, sparse=False), block.m.dtype)
+            ops.cast(self._dense(gradient), block.m.dtype)
             for gradient, block in zip(grads, old, strict=True)
         ]
         complete: Any = True

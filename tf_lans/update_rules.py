@@ -28,9 +28,9 @@ from tf_lans.hyperparameters import (
 Array = Any
 Sums = Callable[..., tuple[Array, ...]]
 
-# The longest row that a `Sums` may add up in one running sum: of so many equal float32 terms it
-# loses two of its seven digits, and of 16 times as many nearly four.
-LONGEST_ROW = 2**12
+# The longest row that a `Sums` may add up in one running sum: one of more float32 terms could lose
+# more than three of its seven digits.
+LONGEST_ROW = 2**16
 
 
 class ArrayNamespace(Protocol):

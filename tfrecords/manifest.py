@@ -244,19 +244,27 @@ class Manifest:
         size = tf.io.gfile.stat(path).length
         if size == shard.bytes and files.sha256(path, HEAD_BYTES) == shard.head_sha256:
             return None
-        content = damage.decompressed(files.read_bytes(path), self.compression)
-        damages = damage.salvage(content, shard.examples)[1]
+        content, broken = damage.inflated(files.read_bytes(path), self.compression)
+        records, damages = damage.salvage(content, shard.examples)
+        beyond = len(content) - damage.extent(records)
+        within = " of the decompressed content" if self.compression else ""
         if damages and tolerant:
             return None
         if damages:
             first = damages[0]
             reason = (
-                f"is damaged: record {first.record} at byte offset {first.offset}, {first.reason}"
+                f"it is damaged: record {first.record} at byte offset {first.offset}{within}, "
+                f"{first.reason}"
             )
+        elif broken is not None:
+            reason = broken
+        elif beyond:
+            reason = f"it goes on for {beyond} bytes{within} after its {shard.examples} records"
         else:
-            reason = "holds sound records of another build"
+            anew = ", or compressed anew" if self.compression else ""
+            reason = f"it holds sound records, but not these bytes: another build's{anew}"
         return (
-            f"{path} has {size} bytes, the manifest says {shard.bytes}, or begins with others; it "
+            f"{path} has {size} bytes, the manifest says {shard.bytes}, or begins with others; "
             f"{reason}; {self.remedy}"
         )
 

@@ -70,7 +70,7 @@ def read(
         input_context: gives W and i in place of the two before, as its number of input pipelines
             and the number of this one. Where a pipeline feeds several replicas, each takes a batch
             of its own: `rebatch` to B / replicas first.
-        seed: of the order, and of the masks of dynamic records.
+        seed: of the order, and of the masks of dynamic records; from -2^63 to 2^63 - 1.
         start_step: the first batch is that of step `start_step` + 1, the next after `start_step`
             were consumed.
         first_step: a step, `start_step` or one before it, with which an epoch begins, whatever was
@@ -123,6 +123,8 @@ def read(
     }.items():
         if value < 0:
             raise UserError(f"{name} is {value}; expected 0 or more")
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise UserError(f"seed is {seed}; expected a number from -2^63 to 2^63 - 1")
     if start_step < first_step:
         raise UserError(f"start_step is {start_step}; expected first_step, {first_step}, or more")
     if input_context is not None:

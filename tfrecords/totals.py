@@ -63,20 +63,22 @@ def nested(plan: stages.Plan, totals: Mapping[Key, int]) -> dict[str, Any]:
 
 def problem_in(options: stages.Options, totals: Mapping[str, Any]) -> str | None:
     """Why the text is too little for what the options ask, or None where it is enough."""
-    problem = None
+    documents = totals["documents"]
     for length, splits in totals["examples"].items():
         count = sum(splits[schema.TRAIN])
         if count < options.num_shards:
-            problem = (
+            return (
                 f"the text gives {count} training examples of length {length}, fewer than "
                 f"--num_shards {options.num_shards}; give more text or fewer shards"
             )
         if not sum(splits.get(schema.EVAL, [1])):
-            problem = (
-                f"--eval_fraction {options.eval_fraction} holds out nothing of "
-                f"{sum(totals['documents'].values())} documents; give a larger one, or 0"
+            held_out = documents[schema.EVAL]
+            without = f", without an example of length {length}" if held_out else ""
+            return (
+                f"--eval_fraction {options.eval_fraction} holds out {held_out or 'nothing'} of "
+                f"{sum(documents.values())} documents{without}; give a larger one, or 0"
             )
-    return problem
+    return None
 
 
 def manifest_of(

@@ -8,6 +8,7 @@ or one of tfrecords.adopt, whose shards lie elsewhere. Each problem is a line; a
 ends the command with exit code 2. Nothing is changed.
 """
 
+import dataclasses
 import hashlib
 import os
 import sys
@@ -28,8 +29,21 @@ flags.DEFINE_string(
 )  # fmt: skip
 
 
-def shard_problems(path: str, shard: Shard, compression: str = "") -> Iterator[str]:
-    """What is wrong with a shard, a line each; nothing where its file is what the manifest says.
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is wrong.
+
+    Attributes:
+        line: in words.
+        is_skippable: whether the reader passes over it with on_corrupt='skip'.
+    """
+
+    line: str
+    is_skippable: bool = False
+
+
+def shard_problems(path: str, shard: Shard, compression: str = "") -> Iterator[Problem]:
+    """What is wrong with a shard; nothing where its file is what the manifest says.
 
     Args:
         path: where the file lies.
@@ -37,48 +51,51 @@ def shard_problems(path: str, shard: Shard, compression: str = "") -> Iterator[s
         compression: of the shards, "" or "GZIP".
     """
     if not tf.io.gfile.exists(path):
-        yield f"{path} is missing"
+        yield Problem(f"{path} is missing")
         return
     content = files.read_bytes(path)
     if len(content) != shard.bytes:
-        yield f"{path} has {len(content)} bytes, the manifest says {shard.bytes}"
+        yield Problem(f"{path} has {len(content)} bytes, the manifest says {shard.bytes}")
     digest = hashlib.sha256(content).hexdigest()
     content, broken = damage.inflated(content, compression)
     if broken is not None:
-        yield f"{path}: {broken}, after {len(content)} bytes of decompressed content"
+        yield Problem(f"{path}: {broken}, after {len(content)} bytes of decompressed content")
     yield from _record_problems(path, content, shard.examples, compression)
     if digest != shard.sha256:
-        yield f"{path} has sha256 {digest[:12]}, the manifest says {shard.sha256[:12]}"
+        yield Problem(f"{path} has sha256 {digest[:12]}, the manifest says {shard.sha256[:12]}")
 
 
-def _record_problems(path: str, content: bytes, examples: int, compression: str) -> Iterator[str]:
+def _record_problems(
+    path: str, content: bytes, examples: int, compression: str
+) -> Iterator[Problem]:
     within = " of the decompressed content" if compression else ""
     records, damages = damage.salvage(content, examples)
     for found in damages:
         after = f", and the {found.count - 1} after it are lost" if found.count > 1 else ""
-        yield (
+        yield Problem(
             f"{path}: record {found.record} at byte offset {found.offset}{within}: "
-            f"{found.reason}{after}"
+            f"{found.reason}{after}",
+            is_skippable=True,
         )
     beyond = len(content) - damage.extent(records)
     if not damages and beyond > 0:
-        yield f"{path} goes on for {beyond} bytes{within} after its {examples} records"
+        yield Problem(f"{path} goes on for {beyond} bytes{within} after its {examples} records")
 
 
-def vocabulary_problems(manifest: Manifest) -> Iterator[str]:
+def vocabulary_problems(manifest: Manifest) -> Iterator[Problem]:
     """What is wrong with the vocabulary beside the shards."""
     try:
         manifest.check_vocabulary(Vocabulary.load(manifest.vocabulary_file))
     except UserError as error:
-        yield str(error)
+        yield Problem(str(error))
 
 
-def unlisted_problems(manifest: Manifest) -> Iterator[str]:
+def unlisted_problems(manifest: Manifest) -> Iterator[Problem]:
     """The shards that lie in the folder, but which the manifest does not know."""
     listed = {shard.file for shard in _shards(manifest)}
     for name in sorted(tf.io.gfile.listdir(manifest.directory)):
         if name.endswith(schema.SHARD_SUFFIXES) and name not in listed:
-            yield f"{os.path.join(manifest.directory, name)} is not in the manifest"
+            yield Problem(f"{os.path.join(manifest.directory, name)} is not in the manifest")
 
 
 def body(flag_values: flags.FlagValues) -> None:
@@ -99,11 +116,13 @@ def body(flag_values: flags.FlagValues) -> None:
             bar.update(shard.bytes)
     print()
     for problem in problems:
-        print(problem)
+        print(problem.line)
     if problems:
+        skipping = ", or read past damaged records with on_corrupt='skip' and a corrupt_budget"
+        is_damaged = any(problem.is_skippable for problem in problems)
         raise UserError(
-            f"{len(problems)} problems in {manifest.directory}, listed above; {manifest.remedy}, "
-            "or read past damaged records with on_corrupt='skip' and a corrupt_budget"
+            f"{len(problems)} problems in {manifest.directory}, listed above; {manifest.remedy}"
+            f"{skipping if is_damaged else ''}"
         )
     examples = sum(shard.examples for shard in shards)
     print(f"{len(shards)} shards with {examples:,} examples are as the manifest says")

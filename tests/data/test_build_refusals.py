@@ -148,6 +148,34 @@ def test_refusals_change_nothing_on_disk(
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize(
+    ("text", "changes", "message"),
+    [
+        # A sentence alone has no other to make a pair with.
+        ("a b a b.", ["--seed=1"], "holds out 1 of 20 documents, without an example of length 16"),
+        ("a b a b.", ["--seed=1", "--num_shards=5000"], "fewer than --num_shards 5000; give more"),
+        # Nothing but a character that tokenization takes away.
+        ("\u200b", [], "gives 0 training examples of length 16, fewer than --num_shards 1; give"),
+    ],
+)
+def test_the_first_thing_that_is_lacking_is_told_as_it_is(
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture,
+    text: str,
+    changes: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n.\n")
+    (tmp_path / "text.txt").write_text(f"{text}\n\n" * 20, encoding="utf-8")
+    files = {"input": "text.txt", "vocab_file": "vocab.txt", "output_dir": "shards"}
+    arguments = [f"--{name}={tmp_path / file}" for name, file in files.items()]
+    plan = ["--seq_lengths=16,32", "--num_shards=1", "--eval_fraction=0.05", "--num_processes=1"]
+    assert build.main([*arguments, *plan, *changes]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
 def test_an_empty_corpus_is_refused(
     vocab_file: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:

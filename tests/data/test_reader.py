@@ -200,6 +200,8 @@ def test_input_context(shards: pathlib.Path) -> None:
         ({"on_corrupt": "ignore"}, "on_corrupt is 'ignore'; expected 'raise' or 'skip'"),
         ({"start_step": -1}, "start_step is -1"),
         ({"first_epoch": -1}, "first_epoch is -1"),
+        ({"seed": 1 << 63}, rf"seed is {1 << 63}; expected a number from -2\^63 to 2\^63 - 1"),
+        ({"seed": -(1 << 63) - 1}, f"seed is {-(1 << 63) - 1}; expected a number"),
         ({"start_step": 3, "first_step": 4}, "start_step is 3; expected first_step, 4, or more"),
     ],
 )
@@ -207,6 +209,12 @@ def test_refusals(shards: pathlib.Path, changes: dict, message: str) -> None:
     options = {"seq_length": LENGTH, "global_batch_size": 8, **changes}
     with pytest.raises(UserError, match=message):
         tfrecords.read(shards, **options)
+
+
+@pytest.mark.parametrize("seed", [-(1 << 63), (1 << 63) - 1])
+def test_the_outermost_seeds_are_taken(shards: pathlib.Path, seed: int) -> None:
+    batches = tfrecords.read(shards, seq_length=LENGTH, global_batch_size=8, seed=seed)
+    assert len(fingerprints(batches.take(1))) == 8
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import gzip
 import os
 import pathlib
 import random
+import re
 import shutil
 import zlib
 
@@ -12,8 +13,9 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies
 
+import tfrecords
 from tests.data.conftest import NUM_SHARDS, SEQ_LENGTHS, build_arguments
-from tfrecords import adopt, build, damage, verify
+from tfrecords import UserError, adopt, build, damage, reader, verify
 from tfrecords.manifest import Manifest
 
 
@@ -36,6 +38,15 @@ def test_sound_shards_are_as_the_manifest_says(shards: pathlib.Path, capfd) -> N
     examples = sum(manifest.num_examples(s, n) for s in ("train", "eval") for n in SEQ_LENGTHS)
     assert (code, err) == (0, "")
     assert f"{2 * 2 * NUM_SHARDS} shards with {examples:,} examples" in out
+
+
+def assert_no_way_past(folder: pathlib.Path, error: str, reason: str) -> None:
+    """The reader refuses the first shard for that reason, and verify does not say otherwise."""
+    assert error.count("\n") == 1 and error.endswith("listed above; build the shards again\n")
+    for on_corrupt in (reader.RAISE, reader.SKIP):
+        with pytest.raises(UserError, match=re.escape(reason)) as refused:
+            tfrecords.read(folder, seq_length=32, global_batch_size=8, on_corrupt=on_corrupt)
+        assert "\n" not in str(refused.value)
 
 
 def first_shard(folder: pathlib.Path) -> pathlib.Path:
@@ -78,9 +89,10 @@ def test_records_beyond_the_count_are_seen(copy: pathlib.Path, capfd) -> None:
     with tf.io.TFRecordWriter(str(copy / "more")) as writer:
         writer.write(b"one more")
     path.write_bytes(content + (copy / "more").read_bytes())
-    code, out, _ = run(copy, capfd)
+    code, out, err = run(copy, capfd)
     assert code == 2
     assert "goes on for 24 bytes after its" in out
+    assert_no_way_past(copy, err, "; it goes on for 24 bytes after its")
 
 
 def test_missing_and_unlisted_files_and_another_vocabulary(copy: pathlib.Path, capfd) -> None:
@@ -143,6 +155,25 @@ def test_a_compressed_shard_that_ends_early(zipped_copy: pathlib.Path, capfd) ->
     assert code == 2
     assert "its GZIP stream ends early" in out
     assert "the file ends within it" not in out
+
+
+def test_a_compressed_shard_with_other_bytes_around_sound_records(
+    zipped_copy: pathlib.Path, capfd
+) -> None:
+    path = first_zipped(zipped_copy)
+    content = path.read_bytes()
+    records = gzip.decompress(content)
+    for changed, reason in (
+        (content + b"0123456789", "; its GZIP stream is corrupted ("),
+        (content[:-2], "; its GZIP stream ends early; "),
+        (gzip.compress(records + bytes(7)), "; it goes on for 7 bytes of the decompressed content"),
+        # The header's time.
+        (content[:4] + b"2026" + content[8:], "not these bytes: another build's, or compressed"),
+    ):
+        path.write_bytes(changed)
+        code, _, err = run(zipped_copy, capfd)
+        assert code == 2
+        assert_no_way_past(zipped_copy, err, reason)
 
 
 def test_a_compressed_record_with_a_flipped_bit(zipped_copy: pathlib.Path, capfd) -> None:

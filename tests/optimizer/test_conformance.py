@@ -314,6 +314,33 @@ def test_static_loss_scaling_is_undone(which: str, name: str) -> None:
 
 
 @keras3_row
+def test_a_loss_scale_saves_what_float16_would_lose(which: str, name: str) -> None:
+    """Gradients near 1e-8, which are zero in float16; scaled by 2^15 they are numbers there."""
+    values = [np.linspace(1, 2, 8).astype(np.float16)]
+    small = np.linspace(1, 2, 8) * 1e-8
+    updated = []
+    for factor, dtype in ((2.0**15, tf.float16), (None, tf.float32)):
+        run = harness.Run(which, name, values, loss_scale_factor=factor, weight_decay=0.0)
+        run.optimizer.apply([tf.constant(small * (factor or 1.0), dtype)], run.variables)
+        updated.append(run.values()[0])
+    assert np.all(updated[0] != values[0])
+    # The scaled gradient's eleven bits are below the weights' own.
+    np.testing.assert_allclose(updated[0], updated[1], rtol=2**-10)
+
+
+@keras3_row
+def test_a_loss_scale_is_undone_of_an_embeddings_gradient(which: str, name: str) -> None:
+    table = [np.linspace(1, 2, 8, dtype=np.float32).reshape(4, 2)]
+    slices = tf.IndexedSlices(tf.constant([[1.0, 2.0], [3.0, 4.0]]), tf.constant([1, 1]), (4, 2))
+    run, plain = (
+        harness.Run(which, name, table, loss_scale_factor=factor) for factor in (4.0, None)
+    )
+    run.optimizer.apply([slices], run.variables)
+    plain.optimizer.apply([tf.convert_to_tensor(slices) / 4.0], plain.variables)
+    harness.assert_equal(run.values(), plain.values())
+
+
+@keras3_row
 def test_apply_knows_its_variables(which: str, name: str) -> None:
     run, plain = harness.Run(which, name, START), harness.Run(which, name, START)
     run.optimizer.apply(tensors(GRADIENTS[0]))

@@ -160,7 +160,9 @@ def test_a_long_row_keeps_its_digits(elements: int) -> None:
 
 
 @pytest.mark.parametrize("jit_compile", [True, False])
-@pytest.mark.parametrize("shape", [(30_522, 768), (2**16,), (2**24,), (7,), ()])
+@pytest.mark.parametrize(
+    "shape", [(30_522, 768), (2**16,), (2**24,), (2**21, 2), (2**20, 2, 8), (7,), ()]
+)
 def test_a_squared_norm_keeps_its_digits(shape: tuple[int, ...], jit_compile: bool) -> None:
     """Also in a program that XLA compiles, where one running sum could be off by 2e-4.
 
