@@ -59,6 +59,18 @@ class Order:
         """The examples of an epoch."""
         return sum(self.counts)
 
+    @property
+    def _shards(self) -> tf.Tensor:
+        return tf.constant(np.array(self.shards, np.int64))
+
+    @property
+    def _counts(self) -> tf.Tensor:
+        return tf.constant(np.array(self.counts, np.int64))
+
+    @property
+    def _begins(self) -> tf.Tensor:
+        return tf.cumsum(self._counts, exclusive=True)
+
     def pieces(self, start_step: int) -> tf.data.Dataset:
         """The examples from the batch of step `start_step` on, without end.
 
@@ -67,15 +79,15 @@ class Order:
             are of that epoch, at the indices `records` of the k shards laid end to end.
         """
         epoch, skip = divmod(start_step * self.batch_size, self.epoch_size)
-        by_index = len(self.shards) == 1 or min(self.counts) < self.batch_size
-        pieces = (self._by_index if by_index else self._one_by_one)(epoch, skip)
+        may_collide = len(self.shards) == 1 or min(self.counts) < self.batch_size
+        pieces = (self._with_moves if may_collide else self._one_by_one)(epoch, skip)
         return pieces.map(lambda number, *examples: (number + self.first_epoch, *examples))
 
-    # Below, epochs are counted from `first_epoch`; what is drawn goes by their own numbers.
+    # Below, epochs are counted from `first_epoch`; what is drawn goes by their own numbers. A shard
+    # is its index in `shards`, an example its place in all shards laid end to end.
 
     def _one_by_one(self, epoch: int, skip: int) -> tf.data.Dataset:
         """A piece a shard: a batch between two epochs sees one shard of each, never the same."""
-        shards, counts = tf.constant(self.shards, tf.int64), tf.constant(self.counts, tf.int64)
 
         def visits(number: tf.Tensor) -> tf.data.Dataset:
             indices = tf.data.Dataset.from_tensor_slices(self._shard_order(number))
@@ -83,9 +95,9 @@ class Order:
 
         def piece(visit: tf.Tensor, position: tuple[tf.Tensor, tf.Tensor]) -> tuple:
             number, index = position
-            bits = self._record_bits(number, shards[index], tf.range(counts[index]))
             begin = tf.where(visit == 0, first_begin, 0)
-            return number, shards[index][tf.newaxis], hashing.order_of(bits)[begin:]
+            shard = tf.gather(self._shards, index)
+            return number, shard[tf.newaxis], self._record_order(number, index)[begin:]
 
         ends = np.cumsum(np.array(self.counts)[self._shard_order(tf.constant(epoch)).numpy()])
         whole = int(np.searchsorted(ends, skip, side="right"))
@@ -93,51 +105,115 @@ class Order:
         numbers = tf.data.Dataset.range(epoch, _FOREVER)
         return numbers.flat_map(visits).skip(whole).enumerate().map(piece)
 
-    def _by_index(self, epoch: int, skip: int) -> tf.data.Dataset:
-        """A piece a shard too; what was moved to an epoch's end is one piece, of several shards.
+    def _with_moves(self, epoch: int, skip: int) -> tf.data.Dataset:
+        """A piece a shard too, the last of an epoch with what was moved there, of several shards.
 
-        What an epoch ends with depends on what was moved there, and so back to epoch 0; only the
-        indices are computed again on a restart, nothing is read. They take some 80 bytes an
-        example of the worker while an epoch is drawn.
+        What an epoch ends with depends on what was moved there, and so back to epoch 0. But an
+        epoch takes nothing from the one before but what the batch between them holds: of those
+        before the first that is read, only the shards of their first and last batch are drawn.
         """
-        shards, counts = tf.constant(self.shards, tf.int64), tf.constant(self.counts, tf.int64)
-        owners = tf.repeat(tf.range(len(self.shards), dtype=tf.int64), counts)
-        numbers = tf.gather(shards, owners)
-        records = tf.constant(np.concatenate([np.arange(count) for count in self.counts]), tf.int64)
 
+        # Nothing in it for AutoGraph, whose conversion takes as long as the tracing.
+        @tf.autograph.experimental.do_not_convert
         def next_epoch(held: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tuple]:
-            order = hashing.order_of(self._record_bits(number, numbers, records))
-            ranks = tf.argsort(self._shard_order(number))
-            order = tf.gather(
-                order, tf.argsort(tf.gather(tf.gather(ranks, owners), order), stable=True)
-            )
-            is_held = tf.scatter_nd(held[:, tf.newaxis], tf.ones_like(held), (self.epoch_size,)) > 0
-            moves = tf.gather(is_held, order)
-            spanning = number * self.epoch_size % self.batch_size
-            if len(self.shards) > 1:
-                moves &= tf.reduce_any(moves[: self.batch_size - spanning])
-            order = tf.concat([order[~moves], order[moves]], 0)
-            tail = (number + 1) * self.epoch_size % self.batch_size
-            kept = self.epoch_size - tf.math.count_nonzero(moves)
-            return order[self.epoch_size - tail :], (number, order, kept)
+            visits = self._shard_order(number)
+            moved = self._moved(number, visits, held)
+            return self._held_after(number, visits, moved), (number, visits, moved)
 
-        def cut(visit: tf.Tensor, epoch: tuple[tf.Tensor, ...]) -> tf.data.Dataset:
-            done = tf.where(visit == 0, tf.constant(skip, tf.int64), 0)
-            number, order, kept = epoch[0], epoch[1][done:], epoch[2] - done
-            owner = tf.gather(owners, order)
-            is_next = (owner[1:] != owner[:-1]) & (tf.range(1, tf.size(order, tf.int64)) <= kept)
-            bounds = tf.concat([[0], tf.where(is_next)[:, 0] + 1, [tf.size(order, tf.int64)]], 0)
-            ranges = tf.data.Dataset.from_tensor_slices((bounds[:-1], bounds[1:]))
-            return ranges.map(lambda begin, end: (number, *piece(order[begin:end])))
-
-        def piece(order: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            owner = tf.gather(owners, order)
-            indices, slots = tf.unique(owner)
-            begins = tf.cumsum(tf.gather(counts, indices), exclusive=True)
-            return tf.gather(shards, indices), tf.gather(records, order) + tf.gather(begins, slots)
+        @tf.autograph.experimental.do_not_convert
+        def pieces(visit: tf.Tensor, epoch: tuple[tf.Tensor, ...]) -> tf.data.Dataset:
+            number, visits, moved = epoch
+            begin = tf.where(visit == 0, tf.constant(skip, tf.int64), 0)
+            return self._pieces(number, visits, moved, begin)
 
         epochs = tf.data.Dataset.range(_FOREVER).scan(tf.zeros((0,), tf.int64), next_epoch)
-        return epochs.skip(epoch).enumerate().flat_map(cut)
+        return epochs.skip(epoch).enumerate().flat_map(pieces)
+
+    def _moved(self, epoch: tf.Tensor, visits: tf.Tensor, held: tf.Tensor) -> tf.Tensor:
+        """What an epoch moves to its end, because the one before gave it to the batch between them.
+
+        Args:
+            epoch: int64, the epoch.
+            visits: int64 [shards], its shards.
+            held: int64, ascending, what that batch holds already.
+
+        Returns:
+            int64, in the epoch's order: all of `held`, or nothing where no example would be in that
+            batch twice.
+        """
+        if len(self.shards) > 1:
+            room = self.batch_size - epoch * self.epoch_size % self.batch_size
+            first = self._in_order(epoch, visits, self._of_first(visits, room))[:room]
+            collides = tf.reduce_any(_is_in(first, held))
+            held = held[: tf.where(collides, tf.size(held), 0)]
+        return self._in_order(epoch, visits, held)
+
+    def _held_after(self, epoch: tf.Tensor, visits: tf.Tensor, moved: tf.Tensor) -> tf.Tensor:
+        """What the batch between an epoch and the next holds of the one: int64, ascending."""
+        size = (epoch + 1) * self.epoch_size % self.batch_size
+        # What was moved away from these shards is here again, so they have enough.
+        last = self._in_order(epoch, visits, self._of_first(visits[::-1], size))
+        last = tf.concat([last[~_is_in(last, tf.sort(moved))], moved], 0)
+        return tf.sort(last[tf.size(last, tf.int64) - size :])
+
+    def _pieces(
+        self, epoch: tf.Tensor, visits: tf.Tensor, moved: tf.Tensor, skip: tf.Tensor
+    ) -> tf.data.Dataset:
+        """The pieces of an epoch but for its first `skip` examples."""
+        is_last = tf.range(len(self.shards)) == len(self.shards) - 1
+        away = tf.sort(moved)
+        lost = tf.math.unsorted_segment_sum(
+            tf.ones_like(moved), self._owners(moved), len(self.shards)
+        )
+        sizes = tf.gather(self._counts - lost, visits)
+        sizes += tf.where(is_last, tf.size(moved, tf.int64), 0)
+        skips = tf.clip_by_value(skip - tf.cumsum(sizes, exclusive=True), 0, sizes)
+
+        @tf.autograph.experimental.do_not_convert
+        def piece(index: tf.Tensor, is_last: tf.Tensor, skip: tf.Tensor) -> tuple:
+            drawn = tf.gather(self._begins, index) + self._record_order(epoch, index)
+            # No piece of its own, so that a worker's only shard is read once an epoch.
+            at_end = moved[: tf.where(is_last, tf.size(moved), 0)]
+            examples = tf.concat([drawn[~_is_in(drawn, away)], at_end], 0)
+            return epoch, *self._located(examples[skip:])
+
+        is_read = skips < sizes
+        visited = (visits[is_read], is_last[is_read], skips[is_read])
+        return tf.data.Dataset.from_tensor_slices(visited).map(piece)
+
+    def _of_first(self, visits: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+        """All examples of the first shards of `visits` that have `size` or more: ascending."""
+        ends = tf.cumsum(tf.gather(self._counts, visits))
+        indices = tf.sort(visits[: tf.searchsorted(ends, size[tf.newaxis])[0] + 1])
+        counts = tf.gather(self._counts, indices)
+        gaps = tf.gather(self._begins, indices) - tf.cumsum(counts, exclusive=True)
+        return tf.range(tf.reduce_sum(counts)) + tf.repeat(gaps, counts)
+
+    def _in_order(self, epoch: tf.Tensor, visits: tf.Tensor, examples: tf.Tensor) -> tf.Tensor:
+        """Ascending examples in the order that an epoch has before any is moved."""
+        owners = self._owners(examples)
+        records = examples - tf.gather(self._begins, owners)
+        bits = self._record_bits(epoch, tf.gather(self._shards, owners), records)
+        order = hashing.order_of(bits)
+        ranks = tf.gather(tf.argsort(visits), owners)
+        order = tf.gather(order, tf.argsort(tf.gather(ranks, order), stable=True))
+        return tf.gather(examples, order)
+
+    def _located(self, examples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Examples as a piece has them: the numbers of their shards, the indices in these."""
+        owners = self._owners(examples)
+        indices, slots = tf.unique(owners)
+        begins = tf.cumsum(tf.gather(self._counts, indices), exclusive=True)
+        records = examples - tf.gather(self._begins, owners)
+        return tf.gather(self._shards, indices), tf.gather(begins, slots) + records
+
+    def _owners(self, examples: tf.Tensor) -> tf.Tensor:
+        return tf.searchsorted(self._begins, examples, side="right", out_type=tf.int64) - 1
+
+    def _record_order(self, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        """The records of a shard in the epoch's order: int64 [examples of the shard]."""
+        records = tf.range(tf.gather(self._counts, index))
+        return hashing.order_of(self._record_bits(epoch, tf.gather(self._shards, index), records))
 
     def _record_bits(self, epoch: tf.Tensor, shard: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
         epoch += self.first_epoch
@@ -159,3 +235,9 @@ class Order:
         indices = tf.range(len(self.shards), dtype=tf.int64)
         bits = hashing.mix_tensors(self.seed, epoch, self.worker_index, _SHARD_ORDER, indices)
         return hashing.order_of(bits)
+
+
+def _is_in(examples: tf.Tensor, ascending: tf.Tensor) -> tf.Tensor:
+    """Which of some examples are among others: bool, for each of the first."""
+    begins = tf.searchsorted(ascending, examples, side="left")
+    return begins < tf.searchsorted(ascending, examples, side="right")

@@ -26,8 +26,11 @@ def mix(*words: int) -> int:
     return state
 
 
-def reference(order: Order) -> Iterator[tuple[int, int]]:
-    """Every (shard, record) from step 0 on, as DESIGN words it."""
+def reference(order: Order, forgetful: int | None = None) -> Iterator[tuple[int, int]]:
+    """Every (shard, record) from step 0 on, as DESIGN words it.
+
+    The epoch `forgetful` is a wrong one: it knows nothing of what the batch before it holds.
+    """
     batch, size = order.batch_size, sum(order.counts)
     held: set[tuple[int, int]] = set()
     previous_last = None
@@ -49,6 +52,8 @@ def reference(order: Order) -> Iterator[tuple[int, int]]:
                 key=lambda record: mix(order.seed, number, order.shards[index], 1, record),
             )
         ]
+        if epoch == forgetful:
+            held = set()
         spanning = epoch * size % batch
         collides = held & set(examples[: batch - spanning])
         if len(order.shards) == 1 or collides:
@@ -107,6 +112,64 @@ def test_order(order: Order, start_step: int) -> None:
         assert set(expected[begin : begin + size]) == everything
     for begin in range(0, count - batch + 1, batch):
         assert len(set(expected[begin : begin + batch])) == batch
+
+
+@st.composite
+def orders_with_moves(draw: st.DrawFn) -> Order:
+    """One shard, or several of which one at least is smaller than a batch."""
+    batch_size = draw(st.integers(2, 24))
+    counts = draw(st.lists(st.integers(1, 40), max_size=4))
+    smallest = max(1, batch_size - sum(counts))
+    largest = max(smallest, batch_size - 1 if counts else 40)
+    counts.insert(draw(st.integers(0, len(counts))), draw(st.integers(smallest, largest)))
+    return Order(
+        shards=[2 * index + draw(st.integers(0, 1)) for index in range(len(counts))],
+        counts=counts,
+        worker_index=draw(st.integers(0, 3)),
+        batch_size=batch_size,
+        seed=draw(st.integers(0, 2**40)),
+        first_epoch=draw(st.integers(0, 3)),
+    )
+
+
+@settings(max_examples=12)
+@given(orders_with_moves(), st.integers(0, 8), st.floats(0, 1))
+def test_a_restart_in_any_epoch(order: Order, epoch: int, progress: float) -> None:
+    assert len(order.shards) == 1 or min(order.counts) < order.batch_size
+    start_step = int((epoch + progress) * order.epoch_size / order.batch_size)
+    begin, count = start_step * order.batch_size, 3 * order.epoch_size
+    expected = list(itertools.islice(reference(order), begin, begin + count))
+    assert read(order, start_step, count) == expected
+
+
+@pytest.mark.parametrize(
+    ("counts", "batch_size", "seed"),
+    [([9], 7, 0), ([3, 40, 2], 16, 0), ([5, 4, 6, 3, 5], 11, 0)],
+)
+def test_a_restart_knows_what_earlier_epochs_held(
+    counts: list[int], batch_size: int, seed: int
+) -> None:
+    order = Order(
+        shards=range(len(counts)), counts=counts, worker_index=0, batch_size=batch_size, seed=seed
+    )
+    start_step = -(-6 * order.epoch_size // batch_size)
+    begin, count = start_step * batch_size, 2 * order.epoch_size
+    expected = list(itertools.islice(reference(order), begin, begin + count))
+    # All of epoch 6 hangs on what two epochs before it held.
+    for forgetful in (5, 6):
+        assert list(itertools.islice(reference(order, forgetful), begin, begin + count)) != expected
+    assert read(order, start_step, count) == expected
+
+
+def test_a_restart_draws_only_what_batches_between_epochs_hold() -> None:
+    # No memory holds the third shard, which these epochs have neither first nor last.
+    order = Order(
+        shards=range(5), counts=[4, 5, 10**12, 4, 5], worker_index=0, batch_size=6, seed=792
+    )
+    start_step = (3 * order.epoch_size - 1) // order.batch_size
+    pieces = list(order.pieces(start_step).take(3).as_numpy_iterator())
+    assert [pieces[0][0], pieces[-1][0]] == [2, 3]
+    assert max(len(records) for _, _, records in pieces) <= 10
 
 
 def test_epochs_differ_and_shards_stay_whole() -> None:
