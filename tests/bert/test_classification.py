@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def learned(folder: pathlib.Path) -> pathlib.Path:
     """A run from the pretraining run's checkpoint, long enough to tell colours apart."""
     arguments = command_line(
-        folder, "learned", f"--init_checkpoint={folder / 'pretraining'}", "--train_steps=60"
+        folder, "learned", f"--init_checkpoint={folder / 'pretraining'}", "--train_steps=120"
     )
     assert finetune.main(arguments) == 0
     return folder / "learned"
@@ -55,7 +55,7 @@ def learned(folder: pathlib.Path) -> pathlib.Path:
 
 def test_it_learns_what_can_be_told_apart(learned: pathlib.Path) -> None:
     scores = json.loads((learned / classification_task.METRICS).read_text())
-    assert scores == {"accuracy": 100.0, "macro_f1": 100.0, "step": 60, "rows": 70}
+    assert scores == {"accuracy": 100.0, "macro_f1": 100.0, "step": 120, "rows": 70}
     assert losses(learned)[0] > 1.0 > 0.7 > losses(learned)[-1]
     accuracies = [json.loads(line)["accuracy"] for line in (learned / "metrics.jsonl").open()]
     assert 0 < accuracies[0] < 0.9 < accuracies[-1] <= 1
@@ -83,7 +83,7 @@ def test_a_finished_run_only_predicts_again(
     before = (learned / classification_task.PREDICTIONS).read_bytes()
     (learned / classification_task.PREDICTIONS).unlink()
     arguments = command_line(
-        folder, "learned", f"--init_checkpoint={folder / 'pretraining'}", "--train_steps=60"
+        folder, "learned", f"--init_checkpoint={folder / 'pretraining'}", "--train_steps=120"
     )
     assert finetune.main(arguments) == 0
     assert (learned / classification_task.PREDICTIONS).read_bytes() == before
@@ -325,7 +325,7 @@ def test_another_data_set_is_refused(
 ) -> None:
     (folder / "two.csv").write_text("text,colour\nthe box,red\nthe lamp,blue\n")
     arguments = command_line(
-        folder, "learned", f"--init_checkpoint={folder / 'pretraining'}", "--train_steps=60",
+        folder, "learned", f"--init_checkpoint={folder / 'pretraining'}", "--train_steps=120",
         f"--train_file={folder / 'two.csv'}", f"--dev_file={folder / 'two.csv'}",
     )  # fmt: skip
     assert "holds a different experiment: task." in failed(arguments, capsys)
