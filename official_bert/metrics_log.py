@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 
 from tfrecords import files
 from tfrecords.errors import UserError
@@ -22,6 +23,7 @@ class MetricsLog:
 
     Args:
       path: the file; created with the first row.
+      every_step: whether each step has a row, so that one that is missing shows.
 
     Example:
       >>> log = MetricsLog("run/metrics.jsonl")
@@ -29,8 +31,9 @@ class MetricsLog:
       >>> log.append([{"step": 501, "loss": 6.25}])
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, every_step: bool = True) -> None:
         self.path = path
+        self.every_step = every_step
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows at the end, and hands them to the file system before it returns."""
@@ -38,9 +41,14 @@ class MetricsLog:
             stream.write("".join(_line(row) for row in rows))
 
     def cut_back(self, step: int) -> None:
-        """Drops the rows after `step`, and a last line that a kill left unfinished."""
+        """Drops the rows after `step`, and a last line that a kill left unfinished.
+
+        Raises:
+          UserError: rows up to `step` are damaged, as far as that can be told: where some steps
+            only have a row, damage at the very end is dropped, with a warning.
+        """
         if tf.io.gfile.exists(self.path):
-            rows = read(self.path, through=step)
+            rows = read(self.path, through=step, torn_end=not self.every_step)
             write(self.path, [row for row in rows if row["step"] <= step])
 
 
@@ -58,29 +66,48 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-def read(path: str | os.PathLike[str], through: int | None = None) -> list[dict[str, Any]]:
+def read(
+    path: str | os.PathLike[str], through: int | None = None, *, torn_end: bool = False
+) -> list[dict[str, Any]]:
     """All whole rows of a metrics file, in order; an unfinished last line is left out.
 
     Args:
       path: the file.
       through: the last step that is wanted, if not all: once its row is read, a damaged line ends
         the rows, as a machine leaves one that loses its power after its last checkpoint.
+      torn_end: whether damaged lines that no whole one follows end the rows as well, with a
+        warning.
 
     Raises:
       UserError: a line is not JSON, or no object with a number as its step.
     """
     rows: list[dict[str, Any]] = []
-    for line in files.read_bytes(path).split(b"\n")[:-1]:
+    lines = files.read_bytes(path).split(b"\n")[:-1]
+    for number, line in enumerate(lines):
         try:
             rows.append(_row(line))
         except ValueError as error:
             if through is not None and rows and rows[-1]["step"] >= through:
+                break
+            if torn_end and not any(map(_is_row, lines[number:])):
+                logging.warning(
+                    "%s: its last %d lines are damaged (%s), and left out",
+                    os.fspath(path), len(lines) - number, error,
+                )  # fmt: skip
                 break
             raise UserError(
                 f"{os.fspath(path)} is damaged: {error}; restore it from a copy, or move the run's "
                 "folder away to begin again"
             ) from error
     return rows
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        _row(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _row(line: bytes) -> dict[str, Any]:

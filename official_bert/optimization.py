@@ -218,6 +218,11 @@ def build_optimizer(
             f"optimizer_config.optimizer.type is {kind!r}; expected one of "
             f"{', '.join(OPTIMIZERS)} or adamw"
         )
+    if isinstance(optimizer_factory.NEW_OPTIMIZERS_CLS.get(kind), str):
+        raise UserError(
+            f"optimizer_config.optimizer.type is {kind!r}, a name that Model Garden has kept "
+            f"without an optimizer; expected one of {', '.join(OPTIMIZERS)} or adamw"
+        )
     learning_rate = build_learning_rate(config, train_steps)
     if kind not in OPTIMIZERS:
         return model_garden.OptimizerFactory(config).build_optimizer(learning_rate)

@@ -205,6 +205,7 @@ UNREAD_TASK = {
     "allow_image_summary": Unread(accepted=_OFF),
     "scale_loss": Unread(accepted=_OFF, instead="the loss is that of the global batch"),
 }
+UNREAD_MODEL = {"mlm_output_weights_use_proj": Unread(accepted=_OFF)}
 UNREAD_DATA = {
     "tfds_name": Unread(accepted=("",), instead="python -m tfrecords.build writes the shards"),
     "tfds_split": Unread(accepted=("",)),
@@ -265,6 +266,7 @@ def unread(params: config_definitions.ExperimentConfig, mode: str) -> Iterator[s
         ("trainer", params.trainer, UNREAD_TRAINER, ""),
         ("runtime", params.runtime, UNREAD_RUNTIME, ""),
         ("task", task, UNREAD_TASK, ""),
+        ("task.model", task.model, UNREAD_MODEL, ""),
     ]
     for name, part in (("train_data", TRAIN), ("validation_data", EVAL)):
         if isinstance(getattr(task, name), PretrainDataConfig):
@@ -278,6 +280,13 @@ def unread(params: config_definitions.ExperimentConfig, mode: str) -> Iterator[s
                     f"{path}.{name} is {value!r}, which nothing here reads{instead}; expected "
                     f"{field.accepted[0]!r}: leave it out"
                 )
+    train, evaluation = task.train_data, task.validation_data
+    labelled = "use_next_sentence_label"
+    if EVAL in mode and getattr(train, labelled, False) > getattr(evaluation, labelled, True):
+        yield (
+            f"task.validation_data.{labelled} is False and task.train_data's True, which decides "
+            "for both; expected the same: leave it out, or set both to False"
+        )
     chosen = params.trainer.optimizer_config
     if chosen.ema is not None:
         yield (

@@ -38,8 +38,10 @@ class RunFiles:
     ) -> None:
         self.params, self.model_dir, self.writes = params, model_dir, writes
         self.metrics = metrics_log.MetricsLog(self._path(metrics_log.METRICS))
-        self.evaluations = metrics_log.MetricsLog(self._path(metrics_log.EVALUATIONS))
-        self.speed = metrics_log.MetricsLog(self._path(SPEED))
+        self.evaluations = metrics_log.MetricsLog(
+            self._path(metrics_log.EVALUATIONS), every_step=False
+        )
+        self.speed = metrics_log.MetricsLog(self._path(SPEED), every_step=False)
         self.recent: deque[Mapping[str, Any]] = deque(maxlen=WINDOW)
         self.summaries = tf.summary.create_noop_writer()
         self._seconds, self._steps = 0.0, 0

@@ -272,6 +272,21 @@ def test_damage_after_the_last_checkpoint_costs_no_more_than_the_steps_since(tmp
     assert path.read_bytes() == whole
 
 
+def test_a_torn_end_of_what_has_a_row_now_and_then_is_left_out(tmp_path, caplog) -> None:
+    """Which row is the last that is wanted cannot be known there; damage before one is refused."""
+    path = tmp_path / "evaluations.jsonl"
+    log = metrics_log.MetricsLog(str(path), every_step=False)
+    log.append([{"step": 10}, {"step": 20}])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"st\0\0\n\0\n{"step": 4')
+    log.cut_back(40)
+    assert path.read_bytes() == whole
+    assert "its last 2 lines are damaged" in caplog.text
+    path.write_bytes(b"\0\0\n" + whole)
+    with pytest.raises(UserError, match="evaluations.jsonl is damaged"):
+        log.cut_back(40)
+
+
 def test_a_foreign_tokenizer_config_may_leave_the_casing_open(tmp_path) -> None:
     path = tmp_path / TOKENIZER_CONFIG
     path.write_text('{"model_max_length": 512}')

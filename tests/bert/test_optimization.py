@@ -94,6 +94,15 @@ def test_patterns_without_a_match_are_refused() -> None:
         optimization.check_patterns(config("lans", exclude_from_weight_decay=["LayerNorm"]), paths)
 
 
+@pytest.mark.parametrize("name", ["adafactor", "slide"])
+def test_names_without_an_optimizer_are_refused(name: str) -> None:
+    chosen = optimization.OptimizationConfig(
+        {"optimizer": {"type": name}, "learning_rate": {"type": "constant"}}
+    )
+    with pytest.raises(UserError, match=f"'{name}', a name that Model Garden has kept without"):
+        optimization.build_optimizer(chosen, 10)
+
+
 def test_model_gardens_warmup_is_refused_beside_ours() -> None:
     both = optimization.OptimizationConfig(
         {

@@ -101,7 +101,7 @@ CONFIGS = (
     (LargeBatchPretrainConfig, ranges.TASK, ranges.UNREAD_TASK),
     (PretrainDataConfig, ranges.DATA, ranges.UNREAD_DATA),
     (encoders.BertEncoderConfig, ranges.ENCODER, {}),
-    (bert.PretrainerConfig, ranges.MODEL, {}),
+    (bert.PretrainerConfig, ranges.MODEL, ranges.UNREAD_MODEL),
     (bert.ClsHeadConfig, ranges.HEAD, {}),
 )
 
@@ -145,6 +145,7 @@ OTHER[float] = OTHER[int]
             ("trainer", ranges.UNREAD_TRAINER),
             ("runtime", ranges.UNREAD_RUNTIME),
             ("task", ranges.UNREAD_TASK),
+            ("task.model", ranges.UNREAD_MODEL),
             ("task.train_data", ranges.UNREAD_DATA),
             ("task.validation_data", ranges.UNREAD_DATA),
         )
@@ -168,6 +169,23 @@ def test_a_field_that_nothing_reads_is_refused_when_set(path: str, name: str) ->
     assert len(found) == 1
     assert found[0].startswith(f"{path}.{name} is {other!r}, which nothing here reads")
     assert not list(ranges.unread(params, "train_and_eval"))
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "lines"),
+    [(True, False, 1), (True, True, 0), (False, True, 0), (False, False, 0)],
+)
+def test_labels_of_evaluation_alone_are_not_left_out(train, evaluation, lines) -> None:
+    params = load(
+        f"task.train_data.use_next_sentence_label={train}",
+        f"task.validation_data.use_next_sentence_label={evaluation}",
+    )
+    found = list(ranges.unread(params, "train_and_eval"))
+    assert len(found) == lines
+    assert all(
+        line.startswith("task.validation_data.use_next_sentence_label is False") for line in found
+    )
+    assert not list(ranges.unread(params, "train"))
 
 
 def test_an_average_that_our_optimizers_do_not_keep_is_refused() -> None:
