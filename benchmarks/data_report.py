@@ -75,7 +75,7 @@ def _rates(row: dict[str, Any]) -> dict[str, Any]:
     # Slow contenders are measured in some rounds alone, and so are starts: a round without one has
     # that of the last before.
     last = [starts[number * len(starts) // len(seconds)] for number in range(len(seconds))]
-    megabytes = (row["text_bytes"] - _startup_bytes(row)) / 1e6
+    megabytes = (row["text_bytes"] - row["startup_bytes"]) / 1e6
     rates = [
         megabytes / max(each - start, _LEAST_SHARE * each)
         for each, start in zip(seconds, last, strict=True)
@@ -86,14 +86,6 @@ def _rates(row: dict[str, Any]) -> dict[str, Any]:
         "best_mb_per_s": max(rates),
         "mb_per_s_per_core": statistics.median(rates) / row["cores"],
     }
-
-
-def _startup_bytes(row: dict[str, Any]) -> float:
-    if "startup_bytes" in row:
-        return float(row["startup_bytes"])
-    # Results from before it was kept: what their rate, over medians, was taken of.
-    rated = 1e6 * row["mb_per_s"] * (row["median_s"] - row["startup_s"])
-    return float(row["text_bytes"] - rated)
 
 
 def _ratios(
@@ -165,18 +157,6 @@ def conclusions(rows: Rows, readers: Rows, extrapolate_to: tuple[float, int]) ->
         "targets": _targets(rows, readers),
         "extrapolation": _extrapolation(rows, *extrapolate_to),
     }
-
-
-def derived(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """A report with all that follows from its seconds and rates derived anew.
-
-    Results may be older than the way in which ratios are taken.
-    """
-    rows, reading = _rated(figures["building"]), [dict(row) for row in figures["reading"]]
-    _read_ratios(reading)
-    aim = figures["extrapolation"]
-    found = conclusions(rows, reading, extrapolate_to=(aim["text_bytes"], aim["cores"]))
-    return {**figures, "building": rows, "reading": reading, **found}
 
 
 def _targets(rows: Rows, readers: Rows) -> dict[str, Any]:

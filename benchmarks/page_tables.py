@@ -66,7 +66,6 @@ def update_step(figures: Figures) -> Blocks:
     """Every optimizer over our LANS of its group, slowest last."""
     rows: list[tuple[float, list[str]]] = []
     reasons = dict(figures.get("not_measured", {}))
-    has_rounds = all("all_ms" in group[FLOOR] for group in figures["groups"])
     for number, group in enumerate(figures["groups"], start=1):
         remark = ", drifted" if update_step_report.has_drifted(group) else ""
         for name, row in group.items():
@@ -75,8 +74,7 @@ def update_step(figures: Figures) -> Blocks:
             if "not_measured" in row:
                 reasons[name] = row["not_measured"]
                 continue
-            over = update_step_report.over_lans(row, group)
-            floor = row["over_floor"]["median"] if has_rounds else row["median_over_floor"]
+            over = row["over_lans"]
             cells = [
                 name,
                 f"{number}{remark}",
@@ -85,7 +83,7 @@ def update_step(figures: Figures) -> Blocks:
                 f"{over['of_medians']:.2f}",
                 f"{row['best_over_lans']:.2f}",
                 f"{row['median_ms']:.0f}",
-                f"{floor:.2f}",
+                f"{row['over_floor']['median']:.2f}",
                 f"{row['first_s']:.1f}",
                 f"{row['peak_over_state']:.2f}",
             ]
@@ -94,10 +92,9 @@ def update_step(figures: Figures) -> Blocks:
         *("time of", "group", "/ LANS, median of rounds", "lowest to highest", "of medians"),
         *("of best", "median ms", "/ floor", "first update s", "peak / state"),
     )
-    floor_words = "the median of the rounds" if has_rounds else "the ratio of medians"
     return [
         f"{figures['model']}: {figures['blocks']} blocks, {figures['parameters']:,} parameters, "
-        f"float32; {figures['rounds']} rounds. Over the floor: {floor_words}.",
+        f"float32; {figures['rounds']} rounds. Over the floor: the median of the rounds.",
         table(columns, [cells for _, cells in sorted(rows)]),
         *update_step_report.drifts(figures["groups"]),
         *not_measured(reasons),
@@ -198,7 +195,6 @@ def train_step(figures: Figures) -> Blocks:
 
 def data(figures: Figures) -> Blocks:
     """Text to data, data to batches, the targets, and what a large text would take."""
-    figures = data_report.derived(figures)
     text, host, fastest = (figures[key] for key in ("text", "host", "fastest_peer"))
     blocks = [
         f"Text: {text['bytes'] / 1e6:.1f} MB in {text['documents']:,} documents; lengths "
@@ -213,7 +209,7 @@ def data(figures: Figures) -> Blocks:
         )
         blocks.append(
             f"The fastest peer on one core is {fastest['contender']} ({fastest['makes']}); ours "
-            f"makes {ratios} as fast."
+            f"makes {ratios} as fast (medians of the ratios within rounds)."
         )
     blocks += [
         *_reading(figures["reading"]),

@@ -90,11 +90,6 @@ def _milliseconds(seconds: Sequence[float]) -> list[float]:
     return [round(1e3 * each, 3) for each in seconds]
 
 
-def over_lans(row: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, float]:
-    """`turns.ratios` of a row to LANS; results without them have the rounds."""
-    return row.get("over_lans") or turns.ratios(row["all_ms"], group[REFERENCE]["all_ms"])
-
-
 def _ends(group: Mapping[str, Any]) -> tuple[float, float]:
     """The reference's median milliseconds in the first third of the rounds and in the last."""
     rounds = group[REFERENCE]["all_ms"]
@@ -185,7 +180,7 @@ def chart(figures: Mapping[str, Any]) -> Figure:
             title = f"{name} *" if has_drifted(group) and name != REFERENCE else name
             if name == FLOOR or "not_measured" in row or title in ratios:
                 continue
-            ratios[title] = over_lans(row, group)["median"]
+            ratios[title] = row["over_lans"]["median"]
             quartiles[title] = _quartiles(row["all_ms"], group[REFERENCE]["all_ms"])
     names = sorted(ratios, key=ratios.__getitem__, reverse=True)
     figure = Figure(figsize=(8, 0.4 * len(names) + 1.6), layout="constrained")

@@ -3,7 +3,6 @@
 What it measures is for a quiet machine, not for a test.
 """
 
-import copy
 import dataclasses
 import json
 import pathlib
@@ -280,28 +279,6 @@ def test_ratios_targets_and_what_is_extrapolated(figures: dict) -> None:
     extrapolation = figures["extrapolation"]
     assert "EXTRAPOLATED" in extrapolation["note"]
     assert extrapolation["hours"]["tf-lans stored"] == pytest.approx(20_000 / (2.0 * 16) / 3600)
-
-
-def test_figures_are_derived_anew_from_the_seconds_of_older_results(figures: dict) -> None:
-    """Those kept the rate over medians, 50 MB in 30 - 5 s, not the bytes of the start's text."""
-    older = copy.deepcopy(figures)
-    for row in older["building"]:
-        if "not_measured" not in row:
-            megabytes = (row["text_bytes"] - row.pop("startup_bytes")) / 1e6
-            row["mb_per_s"] = megabytes / (row["median_s"] - row["startup_s"])
-            for name in ("all_mb_per_s", "over_model_garden", "over_model_garden_range"):
-                row.pop(name, None)
-    older["extrapolation"]["memory_bytes"] = {"Model Garden": 1.0}
-    found = data_report.derived(older)
-    for row in figures["building"]:
-        row.pop("startup_bytes", None)
-    for name in ("building", "reading", "targets", "fastest_peer", "extrapolation"):
-        assert rounded(found[name]) == rounded(figures[name]), name
-
-
-def rounded(content: object) -> object:
-    """Its numbers to nine digits."""
-    return json.loads(json.dumps(content), parse_float=lambda number: f"{float(number):.9g}")
 
 
 def test_the_report_can_be_read_stored_and_seen(figures: dict, tmp_path: pathlib.Path) -> None:
